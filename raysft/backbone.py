@@ -1,0 +1,112 @@
+"""A Hugging Face causal language model: loading, its hidden states and output weight, log p of its targets.
+
+The loss head needs hidden states and the output weight, never the model's own logits; `load_model` therefore
+proves on a few tokens that hidden x weight gives exactly the logits that the model computes itself.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from raysft.config import BackboneConfig
+from raysft.errors import InputError
+from raysft.objectives import IGNORE_INDEX, build, linear_objective
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def _from_pretrained(loader: Any, config: BackboneConfig, **kwargs: Any) -> Any:
+    try:
+        return loader.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **kwargs
+        )
+    except Exception as error:  # the library raises many kinds; the user needs one sentence
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise InputError(
+            f"backbone '{config.name}' ({config.path})",
+            f"cannot be loaded: {reason}",
+            "Check path, revision and access.",
+        ) from error
+
+
+def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer, with a pad token (the end token where it has none; padding is always masked).
+
+    Raises InputError where it cannot be loaded or has no end token.
+    """
+    tokenizer = _from_pretrained(AutoTokenizer, config)
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"backbone '{config.name}' ({config.path})",
+            "the tokenizer has no end token, so a response could not be ended.",
+            "Set eos_token in its tokenizer_config.json.",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(config: BackboneConfig, precision: str = "fp32") -> PreTrainedModel:
+    """The backbone in eval mode on the CPU, weights in `precision` ("bf16" or "fp32"), from safetensors only.
+
+    Raises InputError where it cannot be loaded, or where its logits are not hidden states times output weight.
+    """
+    _from_pretrained(AutoConfig, config)
+    model = _from_pretrained(AutoModelForCausalLM, config, dtype=DTYPES[precision], use_safetensors=True)
+    model.config.use_cache = False
+    _check_head(model, config)
+    return model.eval()
+
+
+def decoder(model: PreTrainedModel) -> nn.Module:
+    """The model without its output layer."""
+    return getattr(model, model.base_model_prefix)
+
+
+def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """Last hidden states [B, T, H] of input_ids [B, T]."""
+    return decoder(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+
+
+def shifted(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that predict and what they predict: [B, T, H], [B, T] -> [B(T-1), H], [B(T-1)]."""
+    return hidden[:, :-1].reshape(-1, hidden.shape[-1]), labels[:, 1:].reshape(-1)
+
+
+@torch.no_grad()
+def token_logp(
+    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """fp32 log p of every supervised token, in order: [supervised]. All [B, T]; labels -100 are not supervised."""
+    rows, targets = shifted(hidden_states(model, input_ids, attention_mask), labels)
+    output = model.get_output_embeddings()
+    logp = linear_objective(rows, output.weight, targets, build("power"), bias=output.bias)[3]
+    return logp[targets != IGNORE_INDEX]
+
+
+def size_on_disk(path: str) -> int | None:
+    """Bytes of the safetensors weights in a local folder; None for a hub id."""
+    folder = Path(path)
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else None
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
+    place = f"backbone '{config.name}' ({config.path})"
+    output = model.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
+        raise InputError(place, "has no linear output layer over the vocabulary.", "Use a causal language model.")
+    tokens = torch.arange(8).remainder(output.weight.shape[0]).unsqueeze(0)
+    mask = torch.ones_like(tokens)
+    own = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
+    ours = output(hidden_states(model, tokens, mask)).float()
+    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+        raise InputError(
+            place,
+            f"{type(model).__name__} changes its logits after the output layer (scaling or soft-capping), "
+            "and the loss head would train something else.",
+            "Use an architecture without it (Llama, Qwen, Mistral, GPT-2, Gemma 3, ...).",
+        )

@@ -1,0 +1,417 @@
+"""The sweep file as typed models. Imports neither torch nor ray, so that a file is checked in an instant.
+
+Every model forbids unknown keys and is immutable; `raysft.sweepfile` reads YAML into them and words the errors.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+Keep = Literal["above", "below"]
+ThresholdUnit = Literal["probability", "quantile"]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+# --- objectives -----------------------------------------------------------------------------------------------------
+
+
+class PowerConfig(Strict):
+    """f(p) = (1 - p^a)/a, optionally only where p lies on one side of a threshold (arXiv 2510.00526, Eq. 3 and 4)."""
+
+    type: Literal["power"] = "power"
+    exponent: FiniteFloat = Field(default=0.0, description="a: 0 is -log p, 1 is -p; any real number")
+    threshold: Probability | None = Field(default=None, description="tokens on the other side are not learned from")
+    keep: Keep = Field(default="above", description="which side of the threshold is kept; the threshold itself is kept")
+    threshold_unit: ThresholdUnit = Field(
+        default="probability", description="quantile: of the base model's p on the training data, taken before training"
+    )
+
+    def label(self) -> str:
+        """A short readable name, e.g. `-p^10` or `exponent 0.5, p >= 0.2`."""
+        a = self.exponent
+        name = "nll" if a == 0 else "-p" if a == 1 else f"-p^{a:g}" if a > 1 else f"exponent {a:.4g}"
+        if self.threshold is None:
+            return name
+        quantile = "quantile " if self.threshold_unit == "quantile" else ""
+        return f"{name}, p {'>=' if self.keep == 'above' else '<='} {quantile}{self.threshold:.4g}"
+
+
+PAPER_BASELINES = (
+    PowerConfig(exponent=0),
+    PowerConfig(exponent=1),
+    PowerConfig(exponent=10),
+    PowerConfig(exponent=0, threshold=0.2),
+)
+
+
+class Range(Strict):
+    """An interval that the sampler draws from."""
+
+    low: FiniteFloat
+    high: FiniteFloat
+    log: bool = Field(default=False, description="draw uniformly in the logarithm")
+    step: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if self.log and self.low <= 0:
+            raise ValueError("a logarithmic range needs low > 0; list the values instead, or drop log")
+        if self.log and self.step is not None:
+            raise ValueError("step and log exclude each other")
+        return self
+
+    def bounds(self) -> tuple[float, float]:
+        return self.low, self.high
+
+
+Choices = Annotated[list[FiniteFloat], Field(min_length=1)]
+Dimension = Range | Choices | FiniteFloat
+
+
+def bounds(dimension: Dimension) -> tuple[float, float]:
+    """Smallest and largest value of a dimension."""
+    if isinstance(dimension, Range):
+        return dimension.bounds()
+    values = dimension if isinstance(dimension, list) else [dimension]
+    return min(values), max(values)
+
+
+class SpaceConfig(Strict):
+    """What the search may choose. A threshold's value and side are asked for only where a trial has a threshold."""
+
+    exponent: Dimension = Range(low=0, high=10)
+    threshold: Dimension | None = Field(default=None, description="null: no trial of the search has a threshold")
+    threshold_optional: bool = Field(default=True, description="a trial first chooses whether to have a threshold")
+    threshold_unit: ThresholdUnit = "probability"
+    keep: Annotated[list[Keep], Field(min_length=1)] = ["above"]
+    learning_rate: Dimension | None = Field(default=None, description="null: the training section's for every trial")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.threshold is not None and not (bounds(self.threshold)[0] >= 0 and bounds(self.threshold)[1] <= 1):
+            raise ValueError("thresholds lie between 0 and 1")
+        if self.learning_rate is not None and bounds(self.learning_rate)[0] <= 0:
+            raise ValueError("learning rates are above 0")
+        return self
+
+
+# --- backbones and data ---------------------------------------------------------------------------------------------
+
+
+class BackboneConfig(Strict):
+    name: Name
+    path: str = Field(min_length=1, description="Hugging Face hub id, or a folder with safetensors weights")
+    revision: str | None = Field(default=None, description="hub commit, branch or tag")
+    trust_remote_code: bool = Field(default=False, description="needs a pinned revision")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="sections of this file that differ here, e.g. training: {learning_rate: 2e-5}"
+    )
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if self.trust_remote_code and not self.revision:
+            raise ValueError("trust_remote_code runs code from the hub: pin a revision with it")
+        return self
+
+
+class FileSource(Strict):
+    """Local JSONL, JSON (a list of objects) or Parquet, told by the ending."""
+
+    kind: Literal["file"] = "file"
+    path: Path
+
+    @field_validator("path")
+    @classmethod
+    def _known_ending(cls, path: Path) -> Path:
+        if path.suffix.lower() not in (".jsonl", ".json", ".parquet"):
+            raise ValueError(f"'{path}' must end in .jsonl, .json or .parquet")
+        return path
+
+
+class HubSource(Strict):
+    """A Hugging Face data set, by hub id or by folder."""
+
+    kind: Literal["hub"] = "hub"
+    path: str = Field(min_length=1)
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+class ReasoningGymSource(Strict):
+    """A procedurally generated task of the reasoning-gym package."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str = Field(min_length=1)
+    size: int = Field(gt=0)
+    seed: int = Field(default=42, ge=0)
+    params: dict[str, Any] = Field(default_factory=dict)
+
+
+Source = Annotated[FileSource | HubSource | ReasoningGymSource, Field(discriminator="kind")]
+
+
+class DataConfig(Strict):
+    train: Source
+    heldout: Source | None = Field(default=None, description="null: heldout_samples are split off the training data")
+    prompt: str = Field(default="prompt", description="field with the prompt")
+    response: str = Field(default="response", description="field with the response")
+    messages: str | None = Field(default=None, description="field with chat messages, instead of prompt and response")
+    system: str | None = Field(default=None, description="system message put before each sample that has none")
+    prompt_suffix: str = Field(default="", description="text appended to each user prompt")
+    template: Literal["chat", "qwen", "llama3", "deepseek", "plain"] = Field(
+        default="chat",
+        description="chat: the tokenizer's own; plain: prompt, response, end token; the rest: the paper's",
+    )
+    max_length: int = Field(default=1024, gt=1, description="tokens; a sample whose response is cut away is dropped")
+    max_dropped: Probability = Field(
+        default=0.5, description="share of dropped samples above which the data are refused"
+    )
+    train_samples: int | None = Field(default=None, gt=0, description="at most so many, drawn with the seed")
+    heldout_samples: int = Field(default=256, gt=0, description="at most so many")
+    seed: int = Field(default=0, ge=0)
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+class LoraConfig(Strict):
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+
+
+class TrainingConfig(Strict):
+    """Defaults are the paper's recipe (arXiv 2510.00526, appendix)."""
+
+    steps: int | None = Field(default=None, gt=0, description="optimizer steps; null: epochs decide")
+    epochs: float = Field(default=1.0, gt=0)
+    global_batch_size: int = Field(default=256, gt=0, description="samples an optimizer step, over all workers")
+    micro_batch_size: int = Field(default=4, gt=0, description="samples a forward pass of one worker")
+    optimizer: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(default=5e-5, gt=0)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Probability = 0.1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    gradient_checkpointing: bool = False
+    lora: LoraConfig | None = None
+    normalize: Literal["supervised", "kept"] = Field(
+        default="supervised",
+        description="tokens that the summed loss is divided by: Eq. 4, or what the paper's code does",
+    )
+    checkpoint_every: int | None = Field(default=None, gt=0, description="steps; null: a tenth of the run")
+    log_every: int = Field(default=1, gt=0, description="steps")
+
+
+class ZeroConfig(Strict):
+    """DeepSpeed ZeRO: 1 shards the optimizer state, 2 also gradients, 3 also weights."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    offload: Literal["none", "optimizer", "all"] = Field(default="none", description="to CPU memory; all: weights too")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.offload == "optimizer" and self.stage == 0:
+            raise ValueError("offloading the optimizer needs stage 1, 2 or 3")
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError("offloading the weights needs stage 3")
+        return self
+
+
+class WorkersConfig(Strict):
+    """One group of workers trains one trial at a time."""
+
+    count: int = Field(default=1, gt=0, description="workers of a group")
+    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default={"CPU": 1}, description="of one worker")
+    reuse: bool = Field(default=True, description="a group runs trial after trial; false: a fresh group for each")
+    max_concurrent: int | None = Field(default=None, gt=0, description="groups; null: as many as fit the cluster")
+    max_failures: int = Field(default=2, ge=0, description="restarts of a trial whose group broke")
+
+
+# --- evaluation, search, tracking -----------------------------------------------------------------------------------
+
+
+class GenerationConfig(Strict):
+    """Generation accuracy on held-out problems: avg@k at a temperature, or greedy."""
+
+    scorer: Literal["exact_match", "numeric", "reasoning_gym"] = "exact_match"
+    answer_pattern: str | None = Field(default=None, description="regular expression; its last match is the answer")
+    problems: int = Field(default=256, gt=0)
+    samples: int = Field(default=1, gt=0, description="k of avg@k")
+    temperature: float = Field(default=1.0, ge=0, description="0 is greedy")
+    max_new_tokens: int = Field(default=256, gt=0)
+    batch_size: int = Field(default=64, gt=0, description="sequences generated at once by one worker")
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("greedy decoding (temperature 0) gives the same sample each time: set samples to 1")
+        return self
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        import re
+
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        return pattern
+
+
+class EvaluationConfig(Strict):
+    generation: GenerationConfig | None = Field(default=None, description="null: held-out scores only")
+    every: int | None = Field(default=None, gt=0, description="steps; null: only after training")
+    batch_size: int = Field(default=16, gt=0, description="held-out samples scored at once by one worker")
+
+
+class ProbeConfig(Strict):
+    samples: int = Field(default=512, gt=0, description="training samples that capability is measured on")
+    batch_size: int = Field(default=16, gt=0)
+
+
+class AshaConfig(Strict):
+    grace_period: int = Field(gt=0, description="steps that every trial gets; a rung must be an evaluation step")
+    reduction_factor: float = Field(default=4, gt=1)
+
+
+METRIC_MODES: dict[str, Literal["max", "min"]] = {
+    "eval/accuracy": "max",
+    "eval/nll": "min",
+    "eval/mean_probability": "max",
+}
+
+
+class SearchConfig(Strict):
+    trials: int = Field(default=16, ge=0, description="searched trials of a backbone, besides the baselines")
+    sampler: Literal["tpe", "random"] = "tpe"
+    metric: Literal["eval/accuracy", "eval/nll", "eval/mean_probability"] = "eval/accuracy"
+    asha: AshaConfig | None = Field(default=None, description="stop trials early that fall behind; null: none")
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def mode(self) -> Literal["max", "min"]:
+        return METRIC_MODES[self.metric]
+
+
+class TrackingConfig(Strict):
+    uri: str | None = Field(default=None, description="MLflow tracking URI; null: sqlite under the output folder")
+
+
+# --- the sweep ------------------------------------------------------------------------------------------------------
+
+OVERRIDABLE = ("data", "space", "training", "zero", "workers", "evaluation", "probe")
+
+
+class SweepConfig(Strict):
+    name: Name
+    output: Path = Path("runs")
+    seed: int = Field(default=0, ge=0, description="of training, evaluation and the order of the data")
+    backbones: Annotated[list[BackboneConfig], Field(min_length=1)]
+    data: DataConfig
+    space: SpaceConfig = SpaceConfig()
+    baselines: list[PowerConfig] = Field(default=[], description="run besides the paper's four, which always run")
+    training: TrainingConfig = TrainingConfig()
+    zero: ZeroConfig = ZeroConfig()
+    workers: WorkersConfig = WorkersConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    probe: ProbeConfig = ProbeConfig()
+    search: SearchConfig = SearchConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    export: Literal["best", "all", "none"] = Field(default="best", description="trained models kept as folders")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [b.name for b in self.backbones]
+        if duplicate := next((n for n in names if names.count(n) > 1), None):
+            raise ValueError(f"two backbones are named '{duplicate}': give each a name of its own")
+        micro, count = self.training.micro_batch_size, self.workers.count
+        if self.training.global_batch_size % (micro * count):
+            raise ValueError(
+                f"training.global_batch_size ({self.training.global_batch_size}) must be a multiple of "
+                f"micro_batch_size x workers.count ({micro} x {count} = {micro * count})"
+            )
+        if self.search.metric == "eval/accuracy" and self.evaluation.generation is None:
+            raise ValueError("search.metric eval/accuracy needs evaluation.generation; or search for eval/nll")
+        if self.search.asha and not self.evaluation.every:
+            raise ValueError("search.asha needs evaluation.every: it compares held-out metrics during training")
+        generation = self.evaluation.generation
+        if generation and generation.scorer == "reasoning_gym":
+            heldout = self.data.heldout or self.data.train
+            if heldout.kind != "reasoning_gym":
+                raise ValueError("the scorer reasoning_gym needs held-out data of kind reasoning_gym")
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches that one worker runs per optimizer step."""
+        return self.training.global_batch_size // (self.training.micro_batch_size * self.workers.count)
+
+    @property
+    def folder(self) -> Path:
+        return self.output / self.name
+
+    def all_baselines(self) -> list[PowerConfig]:
+        """The paper's four and the file's own, each once."""
+        return list(dict.fromkeys([*PAPER_BASELINES, *self.baselines]))
+
+    def for_backbone(self, name: str) -> "SweepConfig":
+        """This file as one backbone sees it: only that backbone, its overrides merged in."""
+        backbone = next(b for b in self.backbones if b.name == name)
+        values = self.model_dump(mode="json")
+        for section, override in backbone.overrides.items():
+            values[section] = _merge(values[section], override)
+        values["backbones"] = [backbone.model_dump(mode="json") | {"overrides": {}}]
+        return SweepConfig.model_validate(values)
+
+    @property
+    def backbone(self) -> BackboneConfig:
+        """The only backbone of a config made by `for_backbone`."""
+        (backbone,) = self.backbones
+        return backbone
+
+
+class TrialConfig(Strict):
+    """What one trial changes: everything else is its study's."""
+
+    objective: PowerConfig
+    learning_rate: float = Field(gt=0)
+    seed: int = Field(ge=0)
+    role: Literal["baseline", "search", "train"] = "search"
+    quantile: Probability | None = Field(default=None, description="of the base model's p that gave the threshold")
+
+
+def _merge(base: Any, override: Any) -> Any:
+    if isinstance(base, dict) and isinstance(override, dict):
+        return base | {key: _merge(base.get(key), value) for key, value in override.items()}
+    return override
+
+
+def config_hash(*configs: BaseModel | dict[str, Any]) -> str:
+    """A short hash that differs whenever any value of the configs differs."""
+    plain = [c.model_dump(mode="json") if isinstance(c, BaseModel) else c for c in configs]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def total_steps(training: TrainingConfig, samples: int) -> int:
+    """Optimizer steps of a run: `steps`, or the whole global batches that `epochs` hold (at least one)."""
+    if training.steps is not None:
+        return training.steps
+    return max(1, math.floor(training.epochs * samples / training.global_batch_size))

@@ -1,0 +1,1 @@
+"""One optimizer step after another: the model with its objective, the engines that step it, checkpoints, the loop."""

@@ -1,0 +1,83 @@
+"""Checkpoints of one trial: written beside, then published by one rename with a manifest; a broken one is passed over.
+
+A folder `step-00000020` holds what every rank wrote and `manifest.json`: step, world size, config hash, and size and
+hash of each file.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from raysft.errors import TrialFailed
+from raysft.ranks import Ranks
+
+MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
+
+
+def save(
+    root: Path, step: int, identity: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int
+) -> None:
+    """Publish the checkpoint of `step` (completed optimizer steps) and keep the newest `keep`. Collective.
+
+    write(folder) writes this rank's files; identity is stored and compared by `latest`.
+    """
+    temporary = root / f".step-{step:08d}"
+    if ranks.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    ranks.barrier()
+    write(temporary)
+    ranks.barrier()
+    if ranks.rank == 0:
+        final = root / f"step-{step:08d}"
+        manifest = identity | {"step": step, "files": _describe(temporary)}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        for old in sorted(root.glob("step-*"))[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    ranks.barrier()
+
+
+def latest(root: Path, identity: dict[str, Any], ranks: Ranks) -> tuple[int, Path] | None:
+    """Step and folder of the newest whole checkpoint, the same on every rank; None where there is none. Collective.
+
+    Raises TrialFailed where it was written by another configuration or world size.
+    """
+    found = _latest(root) if ranks.rank == 0 else None
+    found = ranks.broadcast(found)
+    if found is None:
+        return None
+    folder, manifest = found
+    for key, value in identity.items():
+        if manifest.get(key) != value:
+            raise TrialFailed(f"{folder} was written with {key} {manifest.get(key)}, but this run has {value}.")
+    return int(manifest["step"]), folder
+
+
+def _latest(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    for folder in sorted(root.glob("step-*"), reverse=True):
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            whole = _describe(folder) == manifest["files"]
+        except (OSError, ValueError, KeyError):
+            whole = False
+        if whole:
+            return folder, manifest
+        log.warning("%s is damaged; going back to the checkpoint before it.", folder)
+    return None
+
+
+def _describe(folder: Path) -> dict[str, list[Any]]:
+    """Relative path -> [bytes, SHA-256] of every file but the manifest."""
+    described = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        described[str(path.relative_to(folder))] = [path.stat().st_size, digest]
+    return described

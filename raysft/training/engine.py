@@ -1,0 +1,112 @@
+"""What steps a model: the contract, and plain torch in one process, which is the oracle for DeepSpeed.
+
+An engine belongs to one trial. Losses come to it already divided by the global count, so it only sums gradients over
+micro-batches and ranks, clips the sum once, and steps.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from raysft.config import TrainingConfig
+from raysft.data import Batch
+from raysft.training.model import Model, SFTModel
+
+HeadOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+MakeModel = Callable[[], Model]
+
+
+class Engine(Protocol):
+    def forward(self, batch: Batch) -> HeadOutput:
+        """The head's (loss_sum, supervised, kept, logp) of one micro-batch."""
+
+    def backward(self, loss: torch.Tensor, boundary: bool) -> None:
+        """Add this micro-batch's gradient; `boundary` marks the last one before `step`."""
+
+    def step(self, learning_rate: float) -> float:
+        """Clip, step, clear the gradients. Returns the gradient's norm before clipping."""
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights and optimizer state. Collective."""
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote at the same world size. Collective."""
+
+    def full_model(self) -> Model:
+        """The model with whole weights on every rank, for evaluation and export. Collective."""
+
+    def train(self, mode: bool) -> None:
+        """Switch between training and evaluation mode."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+def adamw(parameters: list[torch.nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        lr=training.learning_rate,
+        betas=training.betas,
+        eps=training.eps,
+        weight_decay=training.weight_decay,
+    )
+
+
+class PlainEngine:
+    """One process, no DeepSpeed. Under bf16 it keeps fp32 master weights and sums gradients in fp32."""
+
+    def __init__(self, model: SFTModel, training: TrainingConfig, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.device = device
+        self.max_grad_norm = training.max_grad_norm
+        self.working = [p for p in self.model.parameters() if p.requires_grad]
+        self.master = [torch.nn.Parameter(p.detach().float().clone()) for p in self.working]
+        self.optimizer = adamw(self.master, training)
+
+    def forward(self, batch: Batch) -> HeadOutput:
+        batch = batch.to(self.device)
+        return self.model(batch.input_ids, batch.labels, batch.attention_mask)
+
+    def backward(self, loss: torch.Tensor, boundary: bool) -> None:
+        loss.backward()
+        for master, working in zip(self.master, self.working, strict=True):
+            if working.grad is not None:
+                gradient = working.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                working.grad = None
+
+    def step(self, learning_rate: float) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = torch.nn.utils.clip_grad_norm_(self.master, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._publish()
+        return float(norm)
+
+    def save(self, folder: Path) -> None:
+        torch.save({"master": self.master, "optimizer": self.optimizer.state_dict()}, folder / "plain.pt")
+
+    def load(self, folder: Path) -> None:
+        state: dict[str, Any] = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
+        with torch.no_grad():
+            for master, saved in zip(self.master, state["master"], strict=True):
+                master.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._publish()
+
+    def full_model(self) -> Model:
+        return self.model.causal_lm
+
+    def train(self, mode: bool) -> None:
+        self.model.train(mode)
+
+    def close(self) -> None:
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        for working, master in zip(self.working, self.master, strict=True):
+            working.copy_(master)

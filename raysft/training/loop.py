@@ -1,0 +1,214 @@
+"""The training loop: the same in one plain process and in a group of DeepSpeed workers.
+
+Losses are sums, divided once by a count over all ranks and micro-batches of a step (arXiv 2510.00526, Eq. 4, or the
+kept tokens only). The data of a step, its learning rate and its random numbers are functions of the seed and the step,
+so a run that resumes at any step goes on bitwise as if it had not stopped.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from raysft.config import SweepConfig, TrainingConfig
+from raysft.data import Batch, SampleOrder, TokenizedData, collate
+from raysft.errors import TrialFailed
+from raysft.ranks import Ranks
+from raysft.training import checkpoint
+from raysft.training.engine import Engine, HeadOutput
+
+Metrics = dict[str, float]
+Stop = Literal["drop", "save"]
+KEEP_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop asks of its surroundings.
+
+    evaluate: held-out metrics of the engine's model, called on every rank, same result on every rank.
+    report: rank 0 only; (completed steps, latest metrics).
+    stop: rank 0 only, between steps; "drop" ends the trial, "save" writes a checkpoint first.
+    """
+
+    evaluate: Callable[[], Metrics]
+    report: Callable[[int, Metrics], None] = lambda step, metrics: None
+    stop: Callable[[], Stop | None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    step: int
+    stopped: Stop | None
+    metrics: Metrics
+
+
+def learning_rate(training: TrainingConfig, peak: float, step: int, steps: int) -> float:
+    """The rate of optimizer step `step` (0-based): linear warm-up to `peak`, then the schedule down to 0."""
+    warmup = round(training.warmup_ratio * steps)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if training.schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(1, steps - warmup)
+    return peak * ((1 - progress) if training.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Loop:
+    """One trial. identity: what a checkpoint must agree with (config hash, world size)."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        engine: Engine,
+        data: TokenizedData,
+        ranks: Ranks,
+        folder: Path,
+        identity: dict[str, Any],
+        pad_id: int,
+        peak: float,
+        seed: int,
+        steps: int,
+    ) -> None:
+        self.config, self.engine, self.data, self.ranks = config, engine, data, ranks
+        self.folder, self.identity, self.pad_id, self.peak, self.steps = folder, identity, pad_id, peak, steps
+        self.seed = seed
+        self.order = SampleOrder(len(data), config.training.global_batch_size, seed)
+        self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
+        self.log = MetricLog(folder / "metrics.jsonl", ranks)
+
+    def run(self, hooks: Hooks) -> Outcome:
+        """Train from the newest checkpoint, or from the start, to the end or to a stop. Collective."""
+        step = self._resume()
+        every = self.config.evaluation.every
+        self.engine.train(True)
+        metrics: Metrics = {}
+        while step < self.steps:
+            metrics, stop = self._step(step, hooks)
+            step += 1
+            last = step == self.steps
+            if last or (every and step % every == 0):
+                metrics |= self._evaluate(hooks)
+            if last or step % self.config.training.log_every == 0 or "eval/nll" in metrics:
+                self.log.add(step, metrics)
+            if stop == "save" or (step % self.checkpoint_every == 0 and not last):
+                self._save(step)
+            if "eval/nll" in metrics or step % self.checkpoint_every == 0:
+                self.log.flush()
+                if self.ranks.rank == 0:
+                    hooks.report(step, metrics)
+            if stop and not last:
+                self.log.flush()
+                return Outcome(step, stop, metrics)
+        self.log.flush()
+        return Outcome(step, None, metrics)
+
+    def _step(self, step: int, hooks: Hooks) -> tuple[Metrics, Stop | None]:
+        """One optimizer step: all micro-batches forward and backward, one division, one update."""
+        started = time.perf_counter()
+        training = self.config.training
+        torch.manual_seed(hash((self.seed, step, self.ranks.rank)) & 0x7FFFFFFF)  # dropout, the same after a resume
+        batches = self._batches(step)
+        supervised = float(self.data.supervised[self.order.at(step)].sum())  # known to every rank without asking
+        early_count = training.normalize == "kept" and len(batches) > 1
+        count = self._kept_ahead(batches) if early_count else supervised
+        totals = torch.zeros(4, dtype=torch.float64)  # loss, kept, sum of p, stop
+        for index, batch in enumerate(batches):
+            output = self.engine.forward(batch)
+            totals[:3] += _sums(output)
+            if training.normalize == "kept" and not early_count:
+                count = float(self.ranks.sum(output[2].double().cpu()))
+            self.engine.backward(output[0] / max(count, 1.0), boundary=index == len(batches) - 1)
+        if self.ranks.rank == 0:
+            totals[3] = {None: 0, "drop": 1, "save": 2}[hooks.stop()]
+        loss, kept, probability, stop = self.ranks.sum(totals).tolist()
+        loss /= max(count, 1.0)
+        rate = learning_rate(training, self.peak, step, self.steps)
+        if not math.isfinite(loss):
+            raise TrialFailed(f"the loss is {loss} at step {step + 1} (learning rate {rate:g}).")
+        norm = self.engine.step(rate)
+        if not math.isfinite(norm):
+            raise TrialFailed(f"the gradient's norm is {norm} at step {step + 1} (learning rate {rate:g}).")
+        tokens = float(self.data.lengths[self.order.at(step)].sum())
+        metrics = {
+            "train/loss": loss,
+            "train/grad_norm": norm,
+            "train/learning_rate": rate,
+            "train/kept_share": kept / supervised,
+            "train/mean_probability": probability / supervised,
+            "train/tokens_per_second": tokens / (time.perf_counter() - started),
+        }
+        return metrics, {0: None, 1: "drop", 2: "save"}[int(stop)]
+
+    def _batches(self, step: int) -> list[Batch]:
+        micro = self.order.micro_batches(step, self.ranks.rank, self.ranks.world, self.config.training.micro_batch_size)
+        return [collate([self.data.sample(int(i)) for i in indices], self.pad_id) for indices in micro]
+
+    def _kept_ahead(self, batches: list[Batch]) -> float:
+        """Kept tokens of the whole step, which several micro-batches need before the first gradient."""
+        with torch.no_grad():
+            kept = sum(self.engine.forward(batch)[2].double().cpu() for batch in batches)
+        return float(self.ranks.sum(torch.as_tensor(kept)))
+
+    def _evaluate(self, hooks: Hooks) -> Metrics:
+        self.engine.train(False)
+        metrics = hooks.evaluate()
+        self.engine.train(True)
+        return metrics
+
+    def _save(self, step: int) -> None:
+        self.log.flush()
+        root = self.folder / "checkpoints"
+        checkpoint.save(root, step, self.identity, self.ranks, self.engine.save, KEEP_CHECKPOINTS)
+
+    def _resume(self) -> int:
+        found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
+        step = 0
+        if found:
+            step, folder = found
+            self.engine.load(folder)
+        self.log.cut(step)
+        return step
+
+
+def _sums(output: HeadOutput) -> torch.Tensor:
+    """[loss_sum, kept, sum of p over supervised tokens] in float64 on the CPU."""
+    loss_sum, supervised, kept, logp = output
+    skipped = logp.numel() - supervised  # their logp is 0, so each would add 1
+    probability = logp.double().exp().sum() - skipped
+    return torch.stack([loss_sum.detach().double(), kept.double(), probability]).cpu()
+
+
+class MetricLog:
+    """Rank 0's JSON lines of metrics, one a logged step: the trial's own record, mirrored to tracking by others."""
+
+    def __init__(self, path: Path, ranks: Ranks) -> None:
+        self.path, self.writes = path, ranks.rank == 0
+        self.pending: list[str] = []
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        self.pending.append(json.dumps({"step": step, "time": time.time(), **metrics}))
+
+    def flush(self) -> None:
+        if self.writes and self.pending:
+            with self.path.open("a") as file:
+                file.write("".join(line + "\n" for line in self.pending))
+        self.pending.clear()
+
+    def cut(self, step: int) -> None:
+        """Forget what came after `step`: it will be done again."""
+        if self.writes and self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines(True) if _step_of(line) <= step]
+            self.path.write_text("".join(kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:  # a line that a kill cut short
+        return math.inf

@@ -1,0 +1,103 @@
+"""DeepSpeed ZeRO behind the engine contract. Runs on gloo and CPU where there is no GPU."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raysft.config import SweepConfig
+from raysft.data import Batch
+from raysft.ranks import Ranks
+from raysft.training.engine import HeadOutput, MakeModel, Model, adamw
+from raysft.training.model import SFTModel
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
+
+import deepspeed
+
+
+def deepspeed_config(config: SweepConfig) -> dict[str, Any]:
+    """DeepSpeed's settings for a study's training and zero sections."""
+    training, zero = config.training, config.zero
+    optimization: dict[str, Any] = {"stage": zero.stage}
+    if zero.offload != "none":
+        optimization["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    if zero.offload == "all":
+        optimization["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return {
+        "train_batch_size": training.global_batch_size,
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation,
+        "gradient_clipping": training.max_grad_norm,
+        "zero_optimization": optimization,
+        "bf16": {"enabled": training.precision == "bf16"},
+        # Without ZeRO, DeepSpeed sums bf16 gradients in bf16 only.
+        "data_types": {"grad_accum_dtype": "fp32" if zero.stage else None},
+        # torch's AdamW everywhere: DeepSpeed's own CPU and fused optimizers are compiled on first use.
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+    }
+
+
+class ZeroEngine:
+    """`make_model` gives a fresh model of the trial's shape; ZeRO-3 gathers its shards into one for evaluation."""
+
+    def __init__(self, model: SFTModel, config: SweepConfig, ranks: Ranks, make_model: MakeModel) -> None:
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        self.make_model = make_model
+        self.stage = config.zero.stage
+        self.world = ranks.world
+        self.engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=adamw(parameters, config.training),
+            config=deepspeed_config(config),
+            dist_init_required=False,
+        )
+
+    def forward(self, batch: Batch) -> HeadOutput:
+        batch = batch.to(self.engine.device)
+        return self.engine(batch.input_ids, batch.labels, batch.attention_mask)
+
+    def backward(self, loss: torch.Tensor, boundary: bool) -> None:
+        # DeepSpeed averages over ranks; the loss is already divided by the global count, so undo that.
+        self.engine.set_gradient_accumulation_boundary(boundary)
+        self.engine.backward(loss * self.world, scale_wrt_gas=False)
+        if not boundary:
+            self.engine.step()  # only counts the micro-batch
+
+    def step(self, learning_rate: float) -> float:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._whole_gradients_norm() if self.stage == 0 else None
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+
+    def _whole_gradients_norm(self) -> torch.Tensor:
+        """The norm of the reduced gradients, which DeepSpeed does not record at stage 0 (inf: nothing is clipped)."""
+        return torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), float("inf"))
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag="zero", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        self.engine.load_checkpoint(str(folder), tag="zero")
+
+    def full_model(self) -> Model:
+        if self.stage < 3:
+            return self.engine.module.causal_lm
+        whole = self.make_model().to(self.engine.device)
+        shards = dict(self.engine.module.causal_lm.named_parameters())
+        with torch.no_grad():
+            for name, target in whole.named_parameters():
+                with deepspeed.zero.GatheredParameters([shards[name]]):
+                    target.copy_(shards[name])
+        return whole
+
+    def train(self, mode: bool) -> None:
+        self.engine.train(mode)
+
+    def close(self) -> None:
+        self.engine.destroy()
