@@ -1,7 +1,7 @@
 """A causal language model whose forward pass gives the summed objective; what every engine trains."""
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -23,8 +23,8 @@ class ObjectiveHead(nn.Module):
     around that module's forward pass.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, output: nn.Linear, objective: Objective) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class SFTModel(nn.Module):
 
 def plain(model: Model) -> PreTrainedModel:
     """The Hugging Face model itself, LoRA layers (where there are any) left in place."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
 def trainable_model(base: PreTrainedModel, training: TrainingConfig) -> Model:

@@ -1,0 +1,3 @@
+from raysft.cli import main
+
+main()

@@ -1,0 +1,252 @@
+"""The command line. Imports nothing heavy until a command needs it, so that --help and check answer at once."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raysft import __version__
+from raysft.errors import InputError, TrialFailed
+
+if TYPE_CHECKING:
+    from raysft.config import SweepConfig
+    from raysft.sweep.driver import StudyResult
+
+app = typer.Typer(
+    help="Finds which SFT objective a backbone wants: a distributed sweep over probability-based objectives.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+File = Annotated[Path, typer.Argument(help="sweep file (YAML)", show_default=False)]
+Sets = Annotated[list[str], typer.Option("--set", help="override a value, e.g. training.steps=20 (repeatable)")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
+Backbone = Annotated[str | None, typer.Option(help="name of a backbone in the file; default: the first")]
+
+FAILED, REFUSED = 1, 2
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="folder for models, runs and results")] = Path("runs"),
+    seed: Annotated[int, typer.Option(help="of backbones, data and training")] = 0,
+    resume: Resume = False,
+    only_materials: Annotated[
+        bool, typer.Option("--only-materials", help="make backbones and data, do not sweep")
+    ] = False,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """The capability continuum in miniature, offline, in minutes: makes three backbones and sweeps each."""
+    from raysft.demo import make_demo
+    from raysft.sweepfile import load
+
+    _say(f"Making the demo's backbones and data under {output}/demo-materials (seed {seed}) ...")
+    file = make_demo(output / "demo-materials", seed, _say)
+    if only_materials:
+        _say(f"Made {file}. Sweep it with: raysft sweep {file}")
+        return
+    config = load(file, [f"output={output}", f"seed={seed}", *sets])
+    _finish(config, _sweep(config, resume, None), f"raysft demo --output {output} --seed {seed}")
+
+
+@app.command()
+def check(file: File, sets: Sets = []) -> None:  # noqa: B006
+    """Validate a sweep file and say what it would run. Starts nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from raysft.check import check as check_config
+    from raysft.check import describe
+    from raysft.sweepfile import load
+
+    plan = check_config(load(file, sets))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in describe(plan):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+@app.command()
+def sweep(file: File, sets: Sets = [], resume: Resume = False, address: Address = None) -> None:  # noqa: B006
+    """Search the objective for each backbone of a sweep file."""
+    config = _checked(file, sets)
+    _finish(config, _sweep(config, resume, address), _command("sweep", file, sets))
+
+
+@app.command()
+def train(
+    file: File,
+    exponent: Annotated[float, typer.Option(help="0 is -log p, 1 is -p")] = 0.0,
+    threshold: Annotated[float | None, typer.Option(help="probability; none by default")] = None,
+    keep: Annotated[str, typer.Option(help="above or below the threshold")] = "above",
+    backbone: Backbone = None,
+    sets: Sets = [],  # noqa: B006
+    resume: Resume = False,
+    address: Address = None,
+    in_process: Annotated[bool, typer.Option(help="without Ray and DeepSpeed, in this process")] = False,
+) -> None:
+    """Train one objective on one backbone, with the sweep file's data and settings."""
+    from raysft.config import PowerConfig, SweepConfig, TrialConfig
+    from raysft.sweepfile import validated
+
+    objective = validated(PowerConfig, {"exponent": exponent, "threshold": threshold, "keep": keep}, "train")
+    config = _one_backbone(_checked(file, sets), backbone)
+    label = f"{config.name}-train"
+    config = config.model_copy(update={"name": label, "search": config.search.model_copy(update={"trials": 0})})
+    config = config.model_copy(update={"export": "all"})
+
+    def given(study: SweepConfig) -> list[TrialConfig]:
+        rate = study.training.learning_rate
+        return [TrialConfig(objective=objective, learning_rate=rate, seed=study.seed, role="train")]
+
+    if in_process:
+        from raysft.inprocess import train_here
+
+        train_here(config.for_backbone(config.backbones[0].name), given(config)[0], _say)
+        return
+    _finish(config, _sweep(config, resume, address, given), _command("train", file, sets))
+
+
+@app.command()
+def probe(file: File, backbone: Backbone = None, sets: Sets = []) -> None:  # noqa: B006
+    """Measure a backbone's capability on the file's training data, in this process."""
+    from raysft.inprocess import probe_here
+
+    config = _one_backbone(_checked(file, sets), backbone)
+    probe_here(config.for_backbone(config.backbones[0].name), _say)
+
+
+@app.command()
+def evaluate(
+    file: File,
+    model: Annotated[str | None, typer.Option(help="folder or hub id; default: the file's backbone")] = None,
+    backbone: Backbone = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Held-out scores and generation accuracy of a model on the file's held-out data, in this process."""
+    from raysft.inprocess import evaluate_here
+
+    config = _one_backbone(_checked(file, sets), backbone)
+    evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
+
+
+@app.command()
+def submit(
+    file: File,
+    sets: Sets = [],  # noqa: B006
+    resume: Resume = False,
+    address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
+    wait: Annotated[bool, typer.Option(help="follow the job's output until it ends")] = True,
+) -> None:
+    """Run a sweep as a Ray job on a cluster: `ray job submit` with this folder as its working directory."""
+    from raysft.submit import submit_sweep
+
+    _checked(file, sets)
+    raise typer.Exit(submit_sweep(file, sets, resume, address, wait, _say))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a sweep file."""
+    from raysft.sweepfile import schema as json_schema
+
+    print(json_schema())
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"raysft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 a trial or run failed, 2 the input was refused."""
+    # `ray job stop` and schedulers send SIGTERM; Tune saves its state on SIGINT.
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        app()
+    except InputError as error:
+        print(f"raysft: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
+    except TrialFailed as error:
+        print(f"raysft: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        print("raysft: interrupted", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _checked(file: Path, sets: list[str]) -> "SweepConfig":
+    from raysft.check import check as check_config
+    from raysft.sweepfile import load
+
+    config = load(file, sets)
+    check_config(config)
+    return config
+
+
+def _one_backbone(config: "SweepConfig", name: str | None) -> "SweepConfig":
+    from raysft.errors import did_you_mean
+
+    names = [b.name for b in config.backbones]
+    if name is not None and name not in names:
+        raise InputError("--backbone", f"'{name}' is not in the file.", did_you_mean(name, names))
+    chosen = config.backbones[names.index(name) if name else 0]
+    return config.model_copy(update={"backbones": [chosen]})
+
+
+def _command(command: str, file: Path, sets: list[str]) -> str:
+    return " ".join(["raysft", command, str(file), *(f"--set {s}" for s in sets)])
+
+
+def _sweep(config: "SweepConfig", resume: bool, address: str | None, given: Any = None) -> "list[StudyResult]":
+    from rich.console import Console
+
+    from raysft.quiet import libraries_to
+
+    log = libraries_to(config.output / config.name / "raysft.log")
+    _say(f"The libraries' own messages go to {log}")
+    from raysft.progress import Progress
+    from raysft.sweep.driver import sweep as run_sweep
+
+    return run_sweep(config, Progress(Console()), resume, address, given)
+
+
+def _finish(config: "SweepConfig", results: "list[StudyResult]", command: str) -> None:
+    """The closing table, and the exit code that the trials deserve."""
+    from rich.console import Console
+
+    from raysft.table import result_table
+    from raysft.tracking import ui_command
+
+    console = Console()
+    console.print(result_table(results, config))
+    console.print(f"Compare the runs in MLflow: {ui_command(config)}", highlight=False, soft_wrap=True)
+    if any(result.interrupted for result in results):
+        console.print(f"Interrupted. Continue with: {command} --resume", highlight=False, soft_wrap=True)
+        raise typer.Exit(FAILED)
+    if any(trial.status == "FAILED" for result in results for trial in result.trials):
+        raise typer.Exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Raw samples of a source: files, hub data sets, reasoning-gym tasks. Fields are read in `raysft.data.sources`."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from raysft.config import FileSource, HubSource, ReasoningGymSource, Source
+from raysft.errors import InputError, did_you_mean
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """count samples; take(indices) reads those, in that order; place(index) names one for the user."""
+
+    count: int
+    take: Callable[[Sequence[int]], list[Row]]
+    place: Callable[[int], str]
+
+
+def describe(source: Source) -> str:
+    """The source as the user knows it, e.g. `gsm8k[train]`."""
+    if source.kind == "file":
+        return str(source.path)
+    if source.kind == "hub":
+        return f"{source.path}[{source.split}]"
+    return f"reasoning_gym {source.task}"
+
+
+def read_rows(source: Source) -> Rows:
+    """The source's samples. Lines count from 1, rows and items from 0.
+
+    Raises InputError for what cannot be read or holds no samples.
+    """
+    if source.kind == "file":
+        rows = _READERS[source.path.suffix.lower()](source.path)
+    elif source.kind == "hub":
+        rows = _hub(source)
+    else:
+        rows = _reasoning_gym(source)
+    if rows.count == 0:
+        raise InputError(describe(source), "holds no samples.")
+    return rows
+
+
+def content_id(source: Source) -> str:
+    """A string that differs whenever the source's content may differ; a file's own place does not matter."""
+    if isinstance(source, FileSource):
+        return source.path.suffix.lower() + hashlib.sha256(_bytes(source.path)).hexdigest()
+    if isinstance(source, ReasoningGymSource):
+        return f"reasoning_gym {version('reasoning_gym')} {source.model_dump_json()}"
+    folder = Path(source.path)
+    if not folder.is_dir():
+        return f"hub {_load_hub(source)._fingerprint}"
+    content = hashlib.sha256(source.model_dump_json(exclude={"path"}).encode())
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        content.update(f"{file.relative_to(folder)} {hashlib.sha256(_bytes(file)).hexdigest()}\n".encode())
+    return content.hexdigest()
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        siblings = [p.name for p in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+        fix = did_you_mean(path.name, siblings) if siblings else f"There is no such file in '{path.parent}'."
+        raise InputError(str(path), "does not exist.", fix) from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}.") from error
+
+
+def _text(path: Path) -> str:
+    content = _bytes(path)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path} line {line}", "is not UTF-8 text.", "Save the file with the encoding UTF-8."
+        ) from None
+
+
+def _parse(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, " if "\n" in text else ""
+        raise InputError(place, f"is not JSON: {error.msg} ({where}column {error.colno}).") from None
+    except (ValueError, RecursionError) as error:  # numbers or nesting beyond what Python reads
+        raise InputError(place, f"cannot be read as JSON: {error}.") from None
+
+
+def _objects(values: list[Any], place: Callable[[int], str]) -> Rows:
+    for index, value in enumerate(values):
+        if not isinstance(value, dict):
+            raise InputError(place(index), f"is not an object but of type {type(value).__name__}.")
+    return Rows(len(values), lambda indices: [values[i] for i in indices], place)
+
+
+def _jsonl(path: Path) -> Rows:
+    lines = [(n, line) for n, line in enumerate(_text(path).split("\n"), start=1) if line.strip()]
+    values = [_parse(line, f"{path} line {n}") for n, line in lines]
+    return _objects(values, lambda i: f"{path} line {lines[i][0]}")
+
+
+def _json(path: Path) -> Rows:
+    values = _parse(_text(path), str(path))
+    if not isinstance(values, list):
+        raise InputError(str(path), "does not hold a list of objects.", "Use .jsonl for one object a line.")
+    return _objects(values, lambda i: f"{path} item {i}")
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow
+    import pyarrow.parquet
+
+    content = _bytes(path)
+    try:
+        table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(str(path), f"is not a readable Parquet file: {_first_line(error)}") from None
+    return Rows(table.num_rows, lambda indices: table.take(list(indices)).to_pylist(), lambda i: f"{path} row {i}")
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+
+
+# --- hub and reasoning-gym ------------------------------------------------------------------------------------------
+
+
+def _load_hub(source: HubSource) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+    except Exception as error:  # the library raises many kinds; the user needs one sentence
+        reason = f"cannot be loaded: {_first_line(error)}"
+        raise InputError(describe(source), reason, "Check path, subset, split, revision and access.") from error
+
+
+def _hub(source: HubSource) -> Rows:
+    dataset = _load_hub(source)
+    return Rows(
+        len(dataset), lambda indices: dataset.select(indices).to_list(), lambda i: f"{describe(source)} row {i}"
+    )
+
+
+def _reasoning_gym(source: ReasoningGymSource) -> Rows:
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+    place = describe(source)
+    if source.task not in DATASETS:
+        raise InputError(place, "is not a task of reasoning-gym.", did_you_mean(source.task, list(DATASETS)))
+    valid = [f.name for f in fields(DATASETS[source.task][1])]
+    for name in source.params:
+        if name not in valid:
+            raise InputError(place, f"has no parameter '{name}'.", did_you_mean(name, valid))
+    try:
+        dataset = reasoning_gym.create_dataset(source.task, size=source.size, seed=source.seed, **source.params)
+    except Exception as error:  # tasks validate with assertions and errors of any kind
+        raise InputError(place, f"refuses its parameters: {_first_line(error)}") from error
+
+    def take(indices: Sequence[int]) -> list[Row]:
+        try:
+            return [dataset[i] for i in indices]
+        except Exception as error:  # parameters that only generating a sample reveals as impossible
+            raise InputError(place, f"cannot be generated: {_first_line(error)}", "Check its params.") from error
+
+    return Rows(source.size, take, lambda i: f"{place} item {i}")
+
+
+def _first_line(error: Exception) -> str:
+    line = (str(error).strip() or repr(error)).splitlines()[0].rstrip(".")
+    return (line if len(line) <= 300 else line[:300] + " ...") + "."

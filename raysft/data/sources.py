@@ -1,0 +1,140 @@
+"""Samples of a data source as chat messages, each with the place it came from."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from raysft.config import DataConfig, Source
+from raysft.data.rows import Row, describe, read_rows
+from raysft.errors import InputError, did_you_mean
+
+Message = dict[str, str]
+ROLES = ["assistant", "system", "user"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """messages: role and content, the last one is the assistant's response.
+
+    origin: where it stands, for the user ("train.jsonl line 7"); index: its position in the source, from 0.
+    """
+
+    messages: list[Message]
+    origin: str
+    index: int
+
+    @property
+    def response(self) -> str:
+        return self.messages[-1]["content"]
+
+    @property
+    def prompt_messages(self) -> list[Message]:
+        return self.messages[:-1]
+
+
+def load_examples(source: Source, data: DataConfig, limit: int | None = None, skip: int = 0) -> list[Example]:
+    """At most `limit` samples, drawn without replacement by data.seed, in the order of the source.
+
+    skip: so many samples of the draw come first and belong to another split. Raises InputError with file and line for
+    whatever cannot be read as data.prompt and data.response, or as data.messages.
+    """
+    rows = read_rows(source)
+    if skip >= rows.count:
+        raise InputError(
+            describe(source),
+            f"has {rows.count} samples and {skip} of them are held out: none is left to train on.",
+            "Lower data.heldout_samples, or name a source of its own in data.heldout.",
+        )
+    if source.kind == "reasoning_gym":
+        data = data.model_copy(update={"prompt": "question", "response": "answer", "messages": None})
+    chosen = draw(rows.count, data.seed, limit, skip)
+    return [_example(row, data, rows.place(i), i) for i, row in zip(chosen, rows.take(chosen), strict=True)]
+
+
+def draw(count: int, seed: int, limit: int | None, skip: int = 0) -> list[int]:
+    """Sorted indices below `count`: those that a seeded shuffle puts at positions skip to skip + limit."""
+    if skip == 0 and (limit is None or limit >= count):
+        return list(range(count))
+    shuffled = np.random.Generator(np.random.PCG64(seed)).permutation(count)
+    end = count if limit is None else skip + limit
+    return sorted(shuffled[skip:end].tolist())
+
+
+def _example(row: Row, data: DataConfig, place: str, index: int) -> Example:
+    if data.messages is None:
+        messages = [
+            {"role": "user", "content": _field(row, "prompt", data.prompt, place)},
+            {"role": "assistant", "content": _field(row, "response", data.response, place)},
+        ]
+    else:
+        messages = _chat(_value(row, "messages", data.messages, place), data.messages, place)
+    for message in messages:
+        if message["role"] == "user":
+            message["content"] += data.prompt_suffix
+    if data.system is not None and all(m["role"] != "system" for m in messages):
+        messages.insert(0, {"role": "system", "content": data.system})
+    return Example(messages, place, index)
+
+
+def _chat(value: Any, field: str, place: str) -> list[Message]:
+    if not isinstance(value, list):
+        raise InputError(place, f"field '{field}' is not a list of messages but {_kind(value)}.")
+    messages = [_message(m, f"message {n} of field '{field}'", place) for n, m in enumerate(value, start=1)]
+    if len(messages) < 2:
+        raise InputError(place, f"field '{field}' has {len(messages)} messages; a prompt and a response are needed.")
+    if messages[-1]["role"] != "assistant":
+        raise InputError(
+            place,
+            f"the last message of field '{field}' is from '{messages[-1]['role']}'.",
+            "End each sample with the assistant's response.",
+        )
+    return messages
+
+
+def _message(value: Any, name: str, place: str) -> Message:
+    if not isinstance(value, dict):
+        raise InputError(place, f"{name} is not an object with role and content but {_kind(value)}.")
+    for key in ("role", "content"):
+        if key not in value:
+            raise InputError(place, f"{name} has no '{key}'.", did_you_mean(key, list(value)) if value else "")
+    role = value["role"]
+    if role not in ROLES:
+        raise InputError(place, f"{name} has the role '{role}'.", did_you_mean(str(role), ROLES))
+    content = _text(value["content"], f"the content of {name}", place)
+    if role == "assistant" and not content.strip():
+        raise InputError(place, f"{name}, a response, is empty.", "Remove the sample, or fill it in.")
+    return {"role": role, "content": content}
+
+
+def _field(row: Row, key: str, field: str, place: str) -> str:
+    text = _text(_value(row, key, field, place), f"field '{field}'", place)
+    if key == "response" and not text.strip():
+        raise InputError(place, f"the response (field '{field}') is empty.", "Remove the sample, or fill it in.")
+    return text
+
+
+def _value(row: Row, key: str, field: str, place: str) -> Any:
+    if field not in row:
+        fix = did_you_mean(field, list(row)) if row else "The sample has no fields at all."
+        raise InputError(place, f"field '{field}' is missing.", f"{fix} The name is set with data.{key}.")
+    return row[field]
+
+
+def _text(value: Any, name: str, place: str) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        value = str(value)
+    if not isinstance(value, str):
+        raise InputError(place, f"{name} is not text but {_kind(value)}.", "Name a field that holds text.")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InputError(place, f"{name} is not valid Unicode: it holds half of a surrogate pair.") from None
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    return f"the number {value}" if isinstance(value, float) else f"of type {type(value).__name__}"

@@ -1,0 +1,75 @@
+"""The same work in this one process, without Ray and DeepSpeed: for looking closely, and for a single GPU."""
+
+from collections.abc import Callable
+
+import torch
+
+from raysft.config import BackboneConfig, Job, SweepConfig, TrialConfig
+from raysft.probe import Capability
+from raysft.quiet import disable_progress_bars
+from raysft.ranks import Ranks
+from raysft.trial import Bench, TrialResult, resolve_threshold
+
+Say = Callable[[str], None]
+
+
+def bench_here(config: SweepConfig) -> Bench:
+    """config: a study's (made by for_backbone); its workers are replaced by this process."""
+    disable_progress_bars()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    alone = config.workers.model_copy(update={"count": 1})
+    return Bench(config.model_copy(update={"workers": alone}), "plain", Ranks(), device)
+
+
+def train_here(config: SweepConfig, trial: TrialConfig, say: Say) -> TrialResult:
+    """Train one objective; the model, metrics and completions lie in the folder that is printed."""
+    bench = bench_here(config)
+    if trial.objective.threshold_unit == "quantile":
+        trial = resolve_threshold(trial, bench.probe())
+    folder = config.folder / config.backbone.name / "in-process" / trial_name(trial)
+
+    def report(step: int, metrics: dict[str, float]) -> None:
+        say(f"step {step}/{bench.steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in sorted(metrics.items())))
+
+    result = bench.run(Job(folder.name, trial, folder), report, export=lambda metrics: True)
+    say(f"{trial.objective.label()}: {folder}")
+    return result
+
+
+def trial_name(trial: TrialConfig) -> str:
+    """A folder name that differs where the trial does."""
+    objective = trial.objective
+    name = f"{objective.type}-a{objective.exponent:g}"
+    if objective.threshold is not None:
+        name += f"-{objective.keep}{objective.threshold:g}"
+    return f"{name}-lr{trial.learning_rate:g}-seed{trial.seed}"
+
+
+def probe_here(config: SweepConfig, say: Say) -> Capability:
+    """Measure and print a backbone's capability on the training data."""
+    bench = bench_here(config)
+    capability = bench.probe()
+    say(f"backbone              {config.backbone.name} ({config.backbone.path})")
+    say(f"training samples      {len(bench.train)} ({bench.train.counts})")
+    say(f"probed                {capability.samples} samples, {capability.tokens} supervised tokens")
+    say(f"capability            {capability.mean_probability:.4f} (token mean of the target's probability)")
+    say(f"tokens with p >= .55  {capability.share_above:.1%}")
+    levels = "  ".join(f"{q}% {capability.quantile(q / 100):.3g}" for q in (5, 10, 25, 50, 75, 90, 95))
+    say(f"quantiles of p        {levels}")
+    return capability
+
+
+def evaluate_here(config: SweepConfig, model: str | None, say: Say) -> dict[str, float]:
+    """Score a model (default: the backbone itself) on the held-out data."""
+    from raysft.evaluation import evaluate
+
+    if model is not None:
+        config = config.model_copy(update={"backbones": [BackboneConfig(name=config.backbone.name, path=model)]})
+    bench = bench_here(config)
+    on_device = bench.base.to(bench.device)
+    evaluation = evaluate(
+        on_device, bench.tokenizer, bench.heldout, bench.config, bench.ranks, bench.device, seed=config.seed
+    )
+    for name, value in evaluation.metrics.items():
+        say(f"{name:24} {value:.4f}")
+    return evaluation.metrics

@@ -1,0 +1,139 @@
+"""What a person sees while a sweep runs: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raysft.config import SweepConfig, TrialConfig
+
+SHOWN = 14  # trials in the live table
+
+
+@dataclass
+class Line:
+    """One trial as it is shown."""
+
+    trial: TrialConfig
+    started: float = field(default_factory=time.monotonic)
+    seconds: float = 0.0
+    step: int = 0
+    loss: float | None = None
+    value: float | None = None
+    status: str = "running"
+
+
+class Progress:
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.live: Live | None = None
+        self.lines: dict[str, Line] = {}
+        self.total = self.slots = 0
+        self.config: SweepConfig | None = None
+        self.head = ""
+
+    def study(self, config: SweepConfig, total: int, slots: int) -> None:
+        """A backbone's study begins."""
+        self.config, self.total, self.slots = config, total, slots
+        self.lines = {}
+        self.head = f"{config.backbone.name}: {total} trials, {slots} at once"
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, get_renderable=self._render)
+            self.live.start()
+        else:
+            self._say(f"{self.head}; workers start, the base model is probed")
+
+    def capability(self, mean_probability: float) -> None:
+        self.head += f", capability {mean_probability:.3f}"
+        if not self.live:
+            self._say(f"{self._name()}: capability {mean_probability:.3f} (mean probability of the training targets)")
+
+    def trial_started(self, trial_id: str, trial: TrialConfig) -> None:
+        self.lines[trial_id] = Line(trial)
+
+    def trial_moved(self, trial_id: str, point: dict[str, float]) -> None:
+        """point: the newest line of the trial's metrics."""
+        if line := self.lines.get(trial_id):
+            line.step, line.loss = int(point["step"]), point.get("train/loss")
+            line.value = point.get(self._metric(), line.value)
+
+    def trial_ended(self, trial_id: str, status: str, metrics: dict[str, float], reason: str) -> None:
+        line = self.lines[trial_id]
+        line.status, line.seconds = status.lower(), time.monotonic() - line.started
+        line.value = metrics.get(self._metric(), line.value)
+        if not self.live:
+            value = "" if line.value is None else f" {self._metric()} {line.value:.4f}"
+            left = f", {self._left()} left" if self._left() else ""
+            done = sum(item.status != "running" for item in self.lines.values())
+            note = f" ({reason})" if reason else ""
+            what = f"{line.trial.objective.label()}: {line.status}{note}{value}, {line.seconds:.0f} s"
+            self._say(f"{self._name()} {done}/{self.total} {what}{left}")
+
+    def refresh(self) -> None:
+        if self.live:
+            self.live.refresh()
+
+    def ended(self, interrupted: bool) -> None:
+        """The study is over; its table stays on the screen."""
+        if self.live:
+            self.live.refresh()
+            self.live.stop()
+            self.live = None
+        elif interrupted:
+            self._say(f"{self._name()}: interrupted")
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"{time.strftime('%H:%M:%S')} {text}", highlight=False, soft_wrap=True, markup=False)
+
+    def _name(self) -> str:
+        return self.config.backbone.name if self.config else ""
+
+    def _metric(self) -> str:
+        return self.config.search.metric if self.config else ""
+
+    def _best(self) -> Line | None:
+        sign = 1 if self.config and self.config.search.mode == "max" else -1
+        done = [line for line in self.lines.values() if line.status == "finished" and line.value is not None]
+        return max(done, key=lambda line: sign * (line.value or 0.0), default=None)
+
+    def _left(self) -> str:
+        """Time left by the mean duration so far."""
+        done = [line.seconds for line in self.lines.values() if line.status != "running"]
+        if not done or len(done) == self.total:
+            return ""
+        seconds = sum(done) / len(done) * (self.total - len(done)) / max(1, self.slots)
+        return (
+            f"{seconds / 3600:.1f} h"
+            if seconds > 5400
+            else f"{seconds / 60:.0f} min"
+            if seconds > 90
+            else f"{seconds:.0f} s"
+        )
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for name in ("objective", "step", "train/loss", self._metric(), "time", "status"):
+            table.add_column(name, justify="left" if name in ("objective", "status") else "right")
+        best = self._best()
+        for line in list(self.lines.values())[-SHOWN:]:
+            seconds = line.seconds or time.monotonic() - line.started
+            style = "bold green" if line is best else "red" if line.status == "failed" else ""
+            table.add_row(
+                line.trial.objective.label(),
+                str(line.step),
+                "" if line.loss is None else f"{line.loss:.4f}",
+                "" if line.value is None else f"{line.value:.4f}",
+                f"{seconds:.0f} s",
+                line.status,
+                style=style,
+            )
+        done = sum(line.status != "running" for line in self.lines.values())
+        foot = f"{done}/{self.total} done"
+        if best:
+            foot += f"; best so far: {best.trial.objective.label()} ({best.value:.4f})"
+        if self._left():
+            foot += f"; about {self._left()} left"
+        return Group(Text(self.head, style="bold"), table, Text(foot))

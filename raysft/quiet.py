@@ -1,0 +1,56 @@
+"""Keeps the libraries' own messages out of the user's way: they go to a log file."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+NOISY = (
+    "ray",
+    "ray.tune",
+    "ray.train",
+    "ray.data",
+    "DeepSpeed",
+    "transformers",
+    "datasets",
+    "mlflow",
+    "alembic",
+    "optuna",
+)
+
+
+def libraries_to(path: Path) -> Path:
+    """Send warnings and log records of all libraries to `path`, ours at warning level to the terminal as well.
+
+    Call before ray, mlflow and transformers are imported. Returns the absolute path.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Ray prints this one whatever log_to_driver says; waiting trial functions are what it counts.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
+    warnings.filterwarnings("ignore")
+    file = logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[file], force=True)
+    for name in NOISY:
+        logger = logging.getLogger(name)
+        logger.handlers = [file]
+        logger.propagate = False
+    own = logging.StreamHandler()
+    own.setFormatter(logging.Formatter("raysft: %(message)s"))
+    logging.getLogger("raysft").addHandler(own)
+    return path
+
+
+def disable_progress_bars() -> None:
+    """For processes that have imported the libraries already."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

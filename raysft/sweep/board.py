@@ -1,0 +1,212 @@
+"""The board between Tune's trial functions and the worker groups: trials are pinned to it, groups take them off.
+
+    trial function --submit--> Board --take--> group (rank 0)
+                   <-reports--       <-report--
+
+One asynchronous actor per study. It knows nothing of training; it decides what happens when a group breaks.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import ray
+
+Stop = Literal["drop", "save"]
+TAKE_SECONDS = 60.0  # ranks that wait for rank 0 sit in a collective, which must return before it times out
+START_FAILURES = 2  # in a row, of a group that has not finished a trial since
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a group says of a trial. Every kind but "progress" ends it."""
+
+    kind: Literal["progress", "finished", "dropped", "saved", "failed"]
+    step: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def ends(self) -> bool:
+        return self.kind != "progress"
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing to do yet: ask again."""
+
+
+@dataclass
+class Entry:
+    job: Any
+    reports: list[Report] = field(default_factory=list)
+    failures: int = 0
+    cancel: Stop | None = None
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.reports) and self.reports[-1].ends
+
+
+class Board:
+    """Plain asyncio; `start_board` makes it an actor."""
+
+    def __init__(self, max_failures: int, maximise: bool) -> None:
+        self.max_failures, self.maximise = max_failures, maximise
+        self.entries: dict[str, Entry] = {}
+        self.queue: deque[str] = deque()
+        self.running: dict[int, str] = {}  # slot -> trial
+        self.start_failures: dict[int, int] = {}
+        self.given_up: set[int] = set()
+        self.slots: set[int] = set()
+        self.prober: int | None = None
+        self.measured: str | None = None
+        self.best: float | None = None
+        self.refusal = ""
+        self.closed = False
+        self.changed = asyncio.Condition()
+
+    # --- asked by trial functions and the driver ---
+
+    async def submit(self, trial_id: str, job: Any) -> None:
+        """Pin a trial. Asking again for the same trial changes nothing."""
+        if trial_id in self.entries and not self.entries[trial_id].ended:
+            return
+        self.entries[trial_id] = Entry(job)
+        self.queue.append(trial_id)
+        if self.refusal:
+            self._end(trial_id, Report("failed", reason=self.refusal))
+        await self._notify()
+
+    async def reports(self, trial_id: str, seen: int) -> list[Report]:
+        """The reports after the first `seen`, as soon as there is one."""
+        await self._until(lambda: len(self.entries[trial_id].reports) > seen)
+        return self.entries[trial_id].reports[seen:]
+
+    async def cancel(self, trial_id: str, how: Stop = "drop") -> None:
+        """Stop a trial at its next step boundary, or at once where no group has it yet. Unknown ones are ignored."""
+        entry = self.entries.get(trial_id)
+        if entry and not entry.ended:
+            entry.cancel = how
+            if trial_id in self.queue:
+                self._end(trial_id, Report("dropped"))
+            await self._notify()
+
+    async def close(self, how: Stop = "drop") -> None:
+        """Stop all trials and let the groups end."""
+        self.closed = True
+        for trial_id in list(self.entries):
+            await self.cancel(trial_id, how)
+        await self._notify()
+
+    async def measurement(self) -> tuple[str | None, str]:
+        """(what the first group measured, as JSON, "") or (None, why there will be none)."""
+        await self._until(lambda: self.measured is not None or bool(self.refusal))
+        return self.measured, self.refusal
+
+    async def set_measurement(self, value: str) -> None:
+        self.measured = value
+        await self._notify()
+
+    # --- asked by groups ---
+
+    async def wanted(self, slot: int, with_work: bool) -> bool:
+        """Whether a group shall (still) run in this slot; with_work: only once there is a trial for it."""
+        self.slots.add(slot)
+        if with_work:
+            await self._until(lambda: self.closed or bool(self.queue) or slot in self.running or self._probes(slot))
+        return not self.closed and slot not in self.given_up
+
+    async def needs_probe(self, slot: int) -> bool:
+        if not self._probes(slot):
+            return False
+        self.prober = slot
+        return True
+
+    async def take(self, slot: int) -> Any:
+        """The next job; Wait where there is none yet; None once the board is closed.
+
+        A slot whose group broke gets the trial back that it had.
+        """
+        if slot not in self.running:
+            try:
+                await asyncio.wait_for(self._until(lambda: self.closed or bool(self.queue)), TAKE_SECONDS)
+            except TimeoutError:
+                return Wait()
+            if self.closed:
+                return None
+            if not self.queue:
+                return Wait()
+            self.running[slot] = self.queue.popleft()
+        return self.entries[self.running[slot]].job
+
+    async def cancelled(self, trial_id: str) -> Stop:
+        """Returns once the trial is to stop (or has ended), with how."""
+        await self._until(lambda: self.entries[trial_id].cancel is not None or self.entries[trial_id].ended)
+        return self.entries[trial_id].cancel or "drop"
+
+    async def report(self, slot: int, trial_id: str, report: Report) -> None:
+        entry = self.entries[trial_id]
+        if entry.ended:
+            return
+        if report.ends:
+            self.start_failures[slot] = 0
+            self._end(trial_id, report)
+        else:
+            entry.reports.append(report)
+        await self._notify()
+
+    async def improves(self, value: float) -> bool:
+        """Whether this is the best value so far; remembers it."""
+        better = self.best is None or (value > self.best if self.maximise else value < self.best)
+        if better:
+            self.best = value
+        return better
+
+    async def refuse(self, reason: str) -> None:
+        """No group can ever run this study: fail what waits and what comes."""
+        self.refusal = self.refusal or reason
+        for trial_id, entry in self.entries.items():
+            if not entry.ended:
+                self._end(trial_id, Report("failed", reason=reason))
+        await self._notify()
+
+    async def group_broke(self, slot: int, reason: str) -> bool:
+        """A group ended with an error. Returns whether to start it again."""
+        trial_id = self.running.get(slot)
+        if trial_id is None:
+            self.start_failures[slot] = self.start_failures.get(slot, 0) + 1
+            if self.start_failures[slot] >= START_FAILURES:
+                self.given_up.add(slot)
+                if self.given_up >= self.slots:
+                    await self.refuse(f"the workers cannot start: {reason}")
+        else:
+            entry = self.entries[trial_id]
+            entry.failures += 1
+            if entry.failures > self.max_failures:
+                self._end(trial_id, Report("failed", reason=f"its workers broke {entry.failures} times: {reason}"))
+        await self._notify()
+        return not self.closed and slot not in self.given_up and not self.refusal
+
+    def _probes(self, slot: int) -> bool:
+        return self.measured is None and self.prober in (None, slot)
+
+    def _end(self, trial_id: str, report: Report) -> None:
+        self.entries[trial_id].reports.append(report)
+        if trial_id in self.queue:
+            self.queue.remove(trial_id)
+        self.running = {slot: running for slot, running in self.running.items() if running != trial_id}
+
+    async def _notify(self) -> None:
+        async with self.changed:
+            self.changed.notify_all()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        async with self.changed:
+            await self.changed.wait_for(condition)
+
+
+def start_board(max_failures: int, maximise: bool) -> Any:
+    return ray.remote(num_cpus=0, max_concurrency=10_000)(Board).remote(max_failures, maximise)

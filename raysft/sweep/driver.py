@@ -1,0 +1,316 @@
+"""One sweep from its file to its result: for each backbone a probe, then a search by Tune over warm groups.
+
+Tune and Optuna decide what runs; the groups train; this process alone writes to MLflow, mirroring what the trials
+record in their own folders.
+"""
+
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from raysft.config import SweepConfig, TrialConfig
+from raysft.errors import InputError
+from raysft.probe import Capability
+from raysft.progress import Progress
+from raysft.sweep.board import start_board
+from raysft.sweep.group import groups_folder, keep_group
+from raysft.sweep.mirror import Mirror
+from raysft.sweep.space import Space, StudySearch
+from raysft.sweep.trainable import run_trial
+from raysft.tracking import Study as TrackedStudy
+from raysft.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+# Tune's trial functions only wait for their group; the head node can hold a thousand of them.
+TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
+GROUP_END_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A trial of a finished study."""
+
+    trial_id: str
+    trial: TrialConfig
+    status: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    backbone: str
+    capability: Capability
+    trials: list[TrialRow]
+    best: TrialRow | None
+    interrupted: bool
+
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """A connection to the cluster of `address` or RAY_ADDRESS, or a local one of this machine, on loopback.
+
+    A session that is already there is used and left alone.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints even when it is told not to
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    address = address or os.environ.get("RAY_ADDRESS")
+    local: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": 200_000_000}
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+    except ConnectionError as error:
+        raise InputError(
+            f"Ray cluster {address}", f"does not answer: {error}", "Check --address or RAY_ADDRESS."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def slots_that_fit(config: SweepConfig, nodes: list[dict[str, Any]]) -> int:
+    """Groups of a study that fit the cluster at once. Raises InputError where not one does."""
+    workers = config.workers
+    fits = 0
+    for node in nodes:
+        offered = node["Resources"]
+        needed = {name: amount for name, amount in workers.resources.items() if amount > 0}
+        fits += min((int(offered.get(name, 0) / amount + 1e-9) for name, amount in needed.items()), default=0)
+    groups = fits // workers.count
+    if groups == 0:
+        offers = [{k: v for k, v in n["Resources"].items() if k in {"CPU", "GPU", *workers.resources}} for n in nodes]
+        raise InputError(
+            "workers",
+            f"one group needs {workers.count} x {workers.resources}, but the cluster's nodes offer {offers}.",
+            "Lower workers.count or workers.resources, or add nodes.",
+        )
+    return min(groups, workers.max_concurrent or groups)
+
+
+def sweep(
+    config: SweepConfig,
+    progress: Progress,
+    resume: bool = False,
+    address: str | None = None,
+    given: Callable[[SweepConfig], list[TrialConfig]] | None = None,
+) -> list[StudyResult]:
+    """Run every backbone's study in turn. given: the trials before the searched ones (default: the baselines).
+
+    Raises InputError for what cannot run, before anything starts.
+    """
+    config = config.model_copy(update={"output": config.output.resolve()})
+    studies = [config.for_backbone(b.name) for b in config.backbones]
+    for study in studies:
+        _claim(study, resume)
+    with ray_session(address):
+        slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
+        tracking = Tracking(config)
+        results = []
+        for study, slot_count in zip(studies, slots, strict=True):
+            first = given(study) if given else baselines(study)
+            results.append(_Study(study, first, slot_count, tracking, progress, resume).run())
+            if results[-1].interrupted:
+                break
+        return results
+
+
+def baselines(config: SweepConfig) -> list[TrialConfig]:
+    rate = config.training.learning_rate
+    return [
+        TrialConfig(objective=objective, learning_rate=rate, seed=config.seed, role="baseline")
+        for objective in config.all_baselines()
+    ]
+
+
+def study_folder(config: SweepConfig) -> Path:
+    return config.folder / config.backbone.name
+
+
+def _claim(config: SweepConfig, resume: bool) -> None:
+    """Refuse to mix a new run into an old one, and make the folder."""
+    folder = study_folder(config)
+    if folder.exists() and any(folder.iterdir()) and not resume:
+        raise InputError(
+            str(folder),
+            "holds an earlier run of this sweep.",
+            "Continue it with --resume, or give another name: --set name=... (or remove the folder).",
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            str(folder), f"cannot be made: {error.strerror}.", "Set output to a folder you can write."
+        ) from None
+
+
+class _Study:
+    def __init__(
+        self,
+        config: SweepConfig,
+        given: list[TrialConfig],
+        slots: int,
+        tracking: Tracking,
+        progress: Progress,
+        resume: bool,
+    ) -> None:
+        self.config, self.given, self.tracking, self.progress, self.resume = config, given, tracking, progress, resume
+        self.folder = study_folder(config)
+        self.total = len(given) + config.search.trials
+        self.slots = min(slots, self.total)
+
+    def run(self) -> StudyResult:
+        name = self.config.backbone.name
+        self.progress.study(self.config, self.total, self.slots)
+        tracked = self.tracking.start_study(self.config, resume=self.resume)
+        board = start_board(self.config.workers.max_failures, self.config.search.mode == "max")
+        groups = self._start_groups(board)
+        result = None
+        try:
+            capability = self._measure(board, tracked)
+            self.progress.capability(capability.mean_probability)
+            grid, interrupted = self._search(board, capability, tracked)
+            rows = [_row(found, self.config) for found in grid]
+            result = StudyResult(name, capability, rows, self._best(rows), interrupted)
+            return result
+        finally:
+            how = "drop" if result and not result.interrupted else "save"
+            ray.get(board.close.remote(how))
+            deadline = time.monotonic() + GROUP_END_SECONDS
+            for group in groups:
+                group.join(max(0.0, deadline - time.monotonic()))
+            self._end(tracked, result)
+
+    def _start_groups(self, board: Any) -> list[threading.Thread]:
+        """One thread a slot: Ray Train's fit() waits for its group as long as that lives."""
+        folder = groups_folder(self.folder)
+        groups = [
+            threading.Thread(target=keep_group, args=(board, slot, self.config, folder), daemon=True)
+            for slot in range(self.slots)
+        ]
+        for group in groups:
+            group.start()
+        return groups
+
+    def _measure(self, board: Any, tracked: TrackedStudy) -> Capability:
+        """The capability and facts of the data that the first group measured, now or before an interruption."""
+        path = self.folder / "probe.json"
+        if path.exists():
+            ray.get(board.set_measurement.remote(path.read_text()))
+        text, refusal = ray.get(board.measurement.remote())
+        if text is None:
+            raise InputError(f"backbone '{self.config.backbone.name}'", refusal)
+        path.write_text(text)
+        measured = json.loads(text)
+        tracked.log_capability(measured["capability"])
+        sources = {"train": self.config.data.train, "heldout": self.config.data.heldout or self.config.data.train}
+        for name, facts in measured["data"].items():
+            tracked.log_data(name, sources[name], facts["fingerprint"], facts["counts"])
+        return Capability(**measured["capability"])
+
+    def _search(self, board: Any, capability: Capability, tracked: TrackedStudy) -> tuple[tune.ResultGrid, bool]:
+        """Run Tune to its end, or to the user's interruption."""
+        search = self.config.search
+        space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
+        trainable = tune.with_resources(partial(run_trial, board=board, folder=str(self.folder)), TRIAL_RESOURCES)
+        mirror = Mirror(tracked, board, self.folder, self.progress)
+        run_config = tune.RunConfig(
+            name="tune",
+            storage_path=str(self.folder),
+            callbacks=[mirror],
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=self.config.workers.max_failures),
+        )
+        if self.resume and tune.Tuner.can_restore(str(self.folder / "tune")):
+            tuner = tune.Tuner.restore(
+                str(self.folder / "tune"), trainable, resume_unfinished=True, resume_errored=True
+            )
+            tuner._local_tuner._run_config.callbacks = [mirror]  # type: ignore[union-attr]
+        else:
+            shutil.rmtree(self.folder / "tune", ignore_errors=True)
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=StudySearch(space, self.given, search, capability),
+                    scheduler=self._scheduler(),
+                    num_samples=self.total,
+                    max_concurrent_trials=self.slots,
+                    reuse_actors=True,
+                    trial_name_creator=lambda trial: trial.trial_id,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=run_config,
+            )
+        grid = tuner.fit()
+        return grid, mirror.interrupted(self.total)
+
+    def _scheduler(self) -> Any:
+        asha = self.config.search.asha
+        if asha is None:
+            return None
+        return tune.schedulers.ASHAScheduler(
+            time_attr="step",
+            metric=self.config.search.metric,
+            mode=self.config.search.mode,
+            grace_period=asha.grace_period,
+            reduction_factor=asha.reduction_factor,
+            max_t=10**9,
+        )
+
+    def _best(self, rows: list[TrialRow]) -> TrialRow | None:
+        metric, sign = self.config.search.metric, 1 if self.config.search.mode == "max" else -1
+        finished = [r for r in rows if r.status == "FINISHED" and metric in r.metrics]
+        return max(finished, key=lambda r: sign * r.metrics[metric], default=None)
+
+    def _end(self, tracked: TrackedStudy, result: StudyResult | None) -> None:
+        if result is None:
+            tracked.end("FAILED", None)
+            return
+        best = result.best
+        if self.config.export == "best" and not result.interrupted:
+            for model in self.folder.glob("trials/*/model"):
+                if best is None or model.parent.name != best.trial_id:
+                    shutil.rmtree(model, ignore_errors=True)
+        (self.folder / "study.json").write_text(_as_json(result))
+        summary: dict[str, float | str] = {}
+        if best:
+            summary = {**best.metrics, "best_trial": best.trial_id, "best_objective": best.trial.objective.label()}
+        tracked.end("KILLED" if result.interrupted else "FINISHED", summary)
+        self.progress.ended(result.interrupted)
+
+
+def _row(found: Any, config: SweepConfig) -> TrialRow:
+    metrics = {k: v for k, v in (found.metrics or {}).items() if k.startswith(("eval/", "train/"))}
+    finished = bool((found.metrics or {}).get("finished"))
+    status = "FAILED" if found.error else "FINISHED" if finished else "KILLED"
+    trial_id = (found.metrics or {}).get("trial_id") or Path(found.path).name
+    return TrialRow(trial_id, TrialConfig.model_validate(found.config["trial"]), status, metrics)
+
+
+def _as_json(result: StudyResult) -> str:
+    plain = {
+        "backbone": result.backbone,
+        "capability": result.capability.to_dict(),
+        "trials": [asdict(r) | {"trial": r.trial.model_dump(mode="json")} for r in result.trials],
+        "best": result.best.trial_id if result.best else None,
+        "interrupted": result.interrupted,
+        "time": time.time(),
+    }
+    return json.dumps(plain, indent=1)

@@ -1,0 +1,27 @@
+"""Tune's trainable. Imports little, because every trial that runs at once is a process of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from raysft.config import Job, TrialConfig
+from raysft.errors import TrialFailed
+
+
+def run_trial(params: dict[str, Any], board: Any, folder: str) -> None:
+    """Tune's trainable: pins the trial to the board and passes its reports on."""
+    trial_id = tune.get_context().get_trial_id()
+    job = Job(trial_id, TrialConfig.model_validate(params["trial"]), Path(folder) / "trials" / trial_id)
+    ray.get(board.submit.remote(trial_id, job))
+    seen = 0
+    while True:
+        for report in ray.get(board.reports.remote(trial_id, seen)):
+            seen += 1
+            if report.kind == "failed":
+                raise TrialFailed(report.reason)
+            if report.kind in ("progress", "finished"):
+                tune.report({**report.metrics, "step": report.step, "finished": report.kind == "finished"})
+            if report.ends:
+                return

@@ -1,0 +1,35 @@
+"""The closing table of a sweep: one row a backbone, the baselines and the best found."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from raysft.config import PAPER_BASELINES, SweepConfig
+
+if TYPE_CHECKING:
+    from raysft.sweep.driver import StudyResult, TrialRow
+
+
+def result_table(results: "list[StudyResult]", config: SweepConfig) -> Table:
+    metric = config.search.metric
+    table = Table(title=f"{config.name}: {metric}", title_justify="left")
+    table.add_column("backbone")
+    table.add_column("capability", justify="right")
+    baselines = [b for b in PAPER_BASELINES if any(_of(r, b, metric) for r in results)]
+    for baseline in baselines:
+        table.add_column(baseline.label(), justify="right")
+    table.add_column("best found")
+    for result in results:
+        best = result.best
+        value = f"{best.metrics[metric]:.4f}  {best.trial.objective.label()}" if best else "none finished"
+        cells = [_of(result, baseline, metric) for baseline in baselines]
+        table.add_row(result.backbone, f"{result.capability.mean_probability:.3f}", *cells, value)
+    return table
+
+
+def _of(result: "StudyResult", objective: object, metric: str) -> str:
+    """The metric of the trial with this objective, or an empty string."""
+    row: TrialRow | None = next((r for r in result.trials if r.trial.objective == objective), None)
+    if row is None:
+        return ""
+    return f"{row.metrics[metric]:.4f}" if row.status == "FINISHED" else row.status.lower()

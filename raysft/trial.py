@@ -1,0 +1,187 @@
+"""One trial from its config to its result, inside a group of workers (or one plain process).
+
+`Bench` is what belongs to a group: base weights, tokenizer, tokenised data. A trial's own things (objective,
+optimizer state, step, checkpoints) live only while `run` does, so that a group runs one trial after another.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from raysft.backbone import load_model, load_tokenizer
+from raysft.config import Job, SweepConfig, TrialConfig, config_hash, total_steps
+from raysft.data import split
+from raysft.errors import TrialFailed
+from raysft.evaluation import evaluate, load_problems, write_records
+from raysft.objectives import build
+from raysft.probe import Capability, probe
+from raysft.ranks import Ranks
+from raysft.training.engine import Engine, PlainEngine
+from raysft.training.loop import Hooks, Loop, Metrics, Stop
+from raysft.training.model import Model, SFTModel, merged, trainable_model
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    status: Literal["finished", "dropped", "saved"]
+    step: int
+    metrics: Metrics
+
+
+RESULT = "result.json"
+
+
+class Bench:
+    def __init__(
+        self, config: SweepConfig, engine: Literal["plain", "zero"], ranks: Ranks, device: torch.device
+    ) -> None:
+        """config: a study's (made by for_backbone). Collective; raises InputError for what cannot be read."""
+        self.config, self.engine_kind, self.ranks, self.device = config, engine, ranks, device
+        self.tokenizer = load_tokenizer(config.backbone)
+        self.train, self.heldout = split(config.data, self.tokenizer, config.output / "cache")
+        self.base = load_model(config.backbone, config.training.precision)
+        load_problems(self.base, self.tokenizer, self.heldout, config)  # refuses now what could not be scored later
+        self.steps = total_steps(config.training, len(self.train))
+        self.pad_id = int(self.tokenizer.pad_token_id)
+        self._agree("the configuration and data", config_hash(config, self._data_identity()))
+
+    def probe(self) -> Capability:
+        """The base model's capability on the training data. Collective."""
+        model = self.base.to(self.device)
+        capability = probe(model, self.train, self.config.probe, self.pad_id, self.ranks, self.device)
+        self.base.to("cpu")
+        return capability
+
+    def data_facts(self) -> dict[str, dict[str, Any]]:
+        """Fingerprint and counts of the training and held-out data."""
+        parts = {"train": self.train, "heldout": self.heldout}
+        return {name: {"fingerprint": part.fingerprint, "counts": part.counts} for name, part in parts.items()}
+
+    def run(
+        self,
+        job: Job,
+        report: Callable[[int, Metrics], None] = lambda step, metrics: None,
+        stop: Callable[[], Stop | None] = lambda: None,
+        export: Callable[[Metrics], bool] = lambda metrics: False,
+    ) -> TrialResult:
+        """Train, evaluate and record one trial, resuming where it left off. Collective; hooks run on rank 0.
+
+        export(metrics) decides after training whether the model is kept. Raises TrialFailed for a trial that cannot
+        go on; the bench stays usable.
+        """
+        if done := self._finished(job):
+            return done
+        identity = {
+            "config": config_hash(self.config.model_dump(mode="json", include=_TRIAL_SECTIONS), job.trial),
+            "data": self._data_identity(),
+            "world_size": self.ranks.world,
+            "engine": self.engine_kind,
+        }
+        self._agree("the trial", config_hash(identity))
+        if self.ranks.rank == 0:
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "trial.json").write_text(job.trial.model_dump_json(indent=1))
+        self.ranks.barrier()
+        torch.manual_seed(job.trial.seed)  # LoRA's initial weights
+        engine = self._engine(job.trial)
+        try:
+            loop = Loop(
+                self.config, engine, self.train, self.ranks, job.folder, identity, self.pad_id,
+                job.trial.learning_rate, job.trial.seed, self.steps,
+            )  # fmt: skip
+            hooks = Hooks(lambda: self._evaluate(engine, job), report, stop)
+            outcome = loop.run(hooks)
+            if outcome.stopped:
+                return TrialResult("dropped" if outcome.stopped == "drop" else "saved", outcome.step, outcome.metrics)
+            if self.ranks.broadcast(self.ranks.rank == 0 and export(outcome.metrics)):
+                self._export(engine, job.folder / "model")
+            return self._finish(job, TrialResult("finished", outcome.step, outcome.metrics))
+        finally:
+            engine.close()
+
+    def _engine(self, trial: TrialConfig) -> Engine:
+        objective = build(**objective_parameters(trial))
+        model = SFTModel(self._fresh_model(), objective)
+        if self.engine_kind == "plain":
+            return PlainEngine(model, self.config.training, self.device)
+        from raysft.training.zero import ZeroEngine  # imports deepspeed, which the plain loop does without
+
+        return ZeroEngine(model, self.config, self.ranks, self._fresh_model)
+
+    def _fresh_model(self) -> Model:
+        return trainable_model(self.base, self.config.training)
+
+    def _evaluate(self, engine: Engine, job: Job) -> Metrics:
+        model = engine.full_model()
+        evaluation = evaluate(
+            model, self.tokenizer, self.heldout, self.config, self.ranks, self.device, seed=job.trial.seed
+        )
+        if self.ranks.rank == 0 and evaluation.records:
+            write_records(evaluation.records, job.folder / "completions.jsonl.gz")
+        return evaluation.metrics
+
+    def _export(self, engine: Engine, folder: Path) -> None:
+        model = engine.full_model()
+        if self.ranks.rank == 0:
+            temporary = folder.with_name(f".{folder.name}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            whole = merged(model)
+            whole.config.use_cache = True
+            whole.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+        self.ranks.barrier()
+
+    def _finish(self, job: Job, result: TrialResult) -> TrialResult:
+        """Publish the result; the checkpoints have served."""
+        if self.ranks.rank == 0:
+            temporary = job.folder / f".{RESULT}"
+            temporary.write_text(json.dumps({"step": result.step, "metrics": result.metrics}))
+            temporary.rename(job.folder / RESULT)
+            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+        self.ranks.barrier()
+        return result
+
+    def _finished(self, job: Job) -> TrialResult | None:
+        """The result of a trial that had ended before its end was heard of."""
+        path = job.folder / RESULT
+        found = json.loads(path.read_text()) if self.ranks.rank == 0 and path.exists() else None
+        found = self.ranks.broadcast(found)
+        return TrialResult("finished", found["step"], found["metrics"]) if found else None
+
+    def _data_identity(self) -> dict[str, str]:
+        return {"train": self.train.fingerprint, "heldout": self.heldout.fingerprint}
+
+    def _agree(self, what: str, value: str) -> None:
+        values = self.ranks.gather(value)
+        if len(set(values)) > 1:
+            raise TrialFailed(f"the workers do not agree on {what}: {values}. Are all nodes of one version?")
+
+
+# The sections that decide what a trial computes; moving the output or the tracking must not forbid a resume.
+_TRIAL_SECTIONS = {"seed", "backbones", "data", "training", "zero", "evaluation"}
+
+
+def objective_parameters(trial: TrialConfig) -> dict[str, Any]:
+    """What `raysft.objectives.build` takes for this trial."""
+    values = trial.objective.model_dump()
+    assert values.pop("threshold_unit") == "probability", (
+        "a quantile is turned into a probability before a trial starts"
+    )
+    return {"name": values.pop("type"), **values}
+
+
+def resolve_threshold(trial: TrialConfig, capability: Capability) -> TrialConfig:
+    """The trial with a quantile threshold replaced by that quantile of the base model's p (Sec. 5.1 of the paper)."""
+    objective = trial.objective
+    if objective.threshold is None or objective.threshold_unit == "probability":
+        return trial.model_copy(update={"objective": objective.model_copy(update={"threshold_unit": "probability"})})
+    value = capability.quantile(objective.threshold)
+    changed = objective.model_copy(update={"threshold": value, "threshold_unit": "probability"})
+    return trial.model_copy(update={"objective": changed, "quantile": objective.threshold})

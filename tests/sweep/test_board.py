@@ -1,0 +1,151 @@
+"""The board alone, on plain asyncio: who gets which trial, and what becomes of it when a group breaks."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from raysft.sweep import board as module
+from raysft.sweep.board import Board, Report, Wait
+
+
+def run(scenario: Callable[[Board], Awaitable[None]], max_failures: int = 1, maximise: bool = True) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(scenario(Board(max_failures, maximise)), timeout=10)
+
+    asyncio.run(main())
+
+
+def test_trials_are_taken_in_order_and_reports_come_back() -> None:
+    async def scenario(board: Board) -> None:
+        await board.submit("a", "job a")
+        await board.submit("b", "job b")
+        assert await board.take(0) == "job a"
+        assert await board.take(1) == "job b"
+        await board.report(0, "a", Report("progress", 5, {"eval/nll": 2.0}))
+        await board.report(0, "a", Report("finished", 10, {"eval/nll": 1.0}))
+        assert [r.kind for r in await board.reports("a", 0)] == ["progress", "finished"]
+        assert [r.step for r in await board.reports("a", 1)] == [10]
+        await board.submit("c", "job c")
+        assert await board.take(0) == "job c"
+
+    run(scenario)
+
+
+def test_waiting_reader_is_woken() -> None:
+    async def scenario(board: Board) -> None:
+        await board.submit("a", "job")
+        reader = asyncio.create_task(board.reports("a", 0))
+        await board.take(0)
+        assert not reader.done()
+        await board.report(0, "a", Report("finished"))
+        assert [r.kind for r in await reader] == ["finished"]
+
+    run(scenario)
+
+
+def test_submitting_again_changes_nothing() -> None:
+    async def scenario(board: Board) -> None:
+        await board.submit("a", "job")
+        await board.take(0)
+        await board.submit("a", "job")
+        assert not board.queue
+
+    run(scenario)
+
+
+def test_broken_group_gets_its_trial_back_until_the_limit() -> None:
+    async def scenario(board: Board) -> None:
+        await board.wanted(0, with_work=False)
+        await board.submit("a", "job a")
+        await board.submit("b", "job b")
+        assert await board.take(0) == "job a"
+        assert await board.group_broke(0, "killed")
+        assert await board.take(0) == "job a"
+        assert await board.group_broke(0, "killed again")
+        (report,) = await board.reports("a", 0)
+        assert report.kind == "failed"
+        assert "broke 2 times: killed again" in report.reason
+        assert await board.take(0) == "job b"
+
+    run(scenario, max_failures=1)
+
+
+def test_study_is_refused_when_no_group_can_start() -> None:
+    async def scenario(board: Board) -> None:
+        for slot in (0, 1):
+            await board.wanted(slot, with_work=False)
+        await board.submit("a", "job")
+        assert await board.group_broke(0, "no such module")
+        assert not await board.group_broke(0, "no such module")
+        assert not (await board.wanted(0, with_work=False))
+        assert await board.group_broke(1, "no such module")
+        assert not await board.group_broke(1, "no such module")
+        (report,) = await board.reports("a", 0)
+        assert "cannot start: no such module" in report.reason
+        assert await board.measurement() == (None, board.refusal)
+        await board.submit("late", "job")
+        assert (await board.reports("late", 0))[0].kind == "failed"
+
+    run(scenario)
+
+
+def test_cancelled_trial_is_dropped_from_the_queue_or_stopped_in_its_group() -> None:
+    async def scenario(board: Board) -> None:
+        await board.submit("a", "job a")
+        await board.submit("b", "job b")
+        await board.take(0)
+        watched = asyncio.create_task(board.cancelled("a"))
+        await board.cancel("b")
+        assert [r.kind for r in await board.reports("b", 0)] == ["dropped"]
+        await asyncio.sleep(0)
+        assert not watched.done()
+        await board.cancel("a", "save")
+        assert await watched == "save"
+        await board.report(0, "a", Report("saved", 3))
+        assert (await board.reports("a", 0))[-1].kind == "saved"
+        await board.cancel("unknown")
+
+    run(scenario)
+
+
+def test_closing_ends_waiting_groups() -> None:
+    async def scenario(board: Board) -> None:
+        taking = asyncio.create_task(board.take(0))
+        await asyncio.sleep(0)
+        await board.close()
+        assert await taking is None
+        assert not await board.wanted(0, with_work=True)
+
+    run(scenario)
+
+
+def test_idle_group_is_told_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TAKE_SECONDS", 0.01)
+
+    async def scenario(board: Board) -> None:
+        assert await board.take(0) == Wait()
+        await board.submit("a", "job")
+        assert await board.take(0) == "job"
+
+    run(scenario)
+
+
+def test_one_group_probes_and_a_restarted_one_probes_again() -> None:
+    async def scenario(board: Board) -> None:
+        assert await board.needs_probe(1)
+        assert not await board.needs_probe(0)
+        assert await board.needs_probe(1)
+        await board.set_measurement("measured")
+        assert not await board.needs_probe(1)
+        assert await board.measurement() == ("measured", "")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(("maximise", "expected"), [(True, [True, False, True]), (False, [True, True, False])])
+def test_best_so_far(maximise: bool, expected: list[bool]) -> None:
+    async def scenario(board: Board) -> None:
+        assert [await board.improves(v) for v in (0.5, 0.4, 0.6)] == expected
+
+    run(scenario, maximise=maximise)

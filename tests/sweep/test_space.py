@@ -1,0 +1,155 @@
+"""The search space and the searcher: baselines first, conditional parameters, budgets not mixed."""
+
+from typing import Any
+
+import optuna
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import TrialState
+from raysft.probe import Capability
+
+from raysft.config import PAPER_BASELINES, PowerConfig, SearchConfig, SpaceConfig, TrialConfig
+from raysft.sweep.space import Space, StudySearch
+
+SEARCH = SearchConfig(metric="eval/nll", trials=4)
+RATE = 1e-3
+
+
+def capability() -> Capability:
+    """A base model whose p is uniform on [0, 1]."""
+    return Capability(
+        mean_probability=0.5,
+        mean_logp=-1.0,
+        share_above=0.45,
+        tokens=1000,
+        samples=10,
+        quantiles=[i / 100 for i in range(101)],
+        histogram=[50] * 20,
+    )
+
+
+def trial_of(objective: PowerConfig) -> TrialConfig:
+    return TrialConfig(objective=objective, learning_rate=RATE, seed=0, role="baseline")
+
+
+def search_over(
+    space: SpaceConfig, given_trials: list[TrialConfig] | None = None, search: SearchConfig = SEARCH
+) -> StudySearch:
+    return StudySearch(Space(space, RATE, seed=0), given_trials or [], search, capability())
+
+
+def suggested(searcher: StudySearch, name: str) -> TrialConfig:
+    return TrialConfig.model_validate((searcher.suggest(name) or {})["trial"])
+
+
+def finished(value: float, step: int = 10) -> dict[str, Any]:
+    return {"eval/nll": value, "step": step, "finished": True, "training_iteration": 1}
+
+
+def test_given_trials_come_first_and_unchanged() -> None:
+    searcher = search_over(
+        SpaceConfig(exponent={"low": 0.1, "high": 5, "log": True}), [trial_of(b) for b in PAPER_BASELINES]
+    )
+    first = [suggested(searcher, str(i)) for i in range(4)]
+    assert [t.objective for t in first] == list(PAPER_BASELINES)
+    assert {t.role for t in first} == {"baseline"}
+    later = suggested(searcher, "4")
+    assert later.role == "search"
+    assert 0.1 <= later.objective.exponent <= 5
+
+
+SPACES = st.builds(
+    SpaceConfig,
+    exponent=st.sampled_from([{"low": -1, "high": 3}, {"low": 0.1, "high": 10, "log": True}, [0, 0.5, 1], [2], 0.5]),
+    threshold=st.sampled_from([None, {"low": 0.0, "high": 0.9}, [0.1, 0.2], 0.3]),
+    threshold_optional=st.booleans(),
+    threshold_unit=st.sampled_from(["probability", "quantile"]),
+    keep=st.sampled_from([["above"], ["below"], ["above", "below"]]),
+    learning_rate=st.sampled_from([None, {"low": 1e-4, "high": 1e-2, "log": True}, [1e-3, 2e-3]]),
+)
+
+
+@given(SPACES, st.integers(0, 1000))
+def test_every_suggestion_lies_in_the_space(space: SpaceConfig, seed: int) -> None:
+    searcher = search_over(space, search=SearchConfig(metric="eval/nll", seed=seed))
+    for i in range(3):
+        trial = suggested(searcher, str(i))
+        objective = trial.objective
+        assert objective.threshold_unit == "probability"
+        if objective.threshold is None:
+            assert space.threshold is None or space.threshold_optional
+            assert objective.keep == "above"
+        else:
+            assert space.threshold is not None
+            assert objective.keep in space.keep
+            assert (trial.quantile is not None) == (space.threshold_unit == "quantile")
+        assert searcher.space.locate(trial, capability())[1] is not None
+        searcher.on_trial_complete(str(i), finished(float(i)))
+    assert [t.state for t in searcher._ot_study.trials] == [TrialState.COMPLETE] * 3
+
+
+def test_baselines_inside_the_space_teach_the_sampler_and_others_do_not() -> None:
+    space = SpaceConfig(exponent={"low": 0.5, "high": 5}, threshold={"low": 0, "high": 0.5}, keep=["above", "below"])
+    searcher = search_over(space, [trial_of(b) for b in PAPER_BASELINES])
+    for i in range(4):
+        searcher.suggest(str(i))
+        searcher.on_trial_complete(str(i), finished(float(i)))
+    (told,) = searcher._ot_study.trials  # only -p: exponents 0 and 10 are outside
+    assert told.params == {"exponent": 1.0, "thresholded": False}
+    assert told.value == 1.0
+
+
+def test_threshold_baseline_is_told_as_its_quantile() -> None:
+    space = SpaceConfig(
+        exponent=0, threshold={"low": 0, "high": 1}, threshold_unit="quantile", threshold_optional=False
+    )
+    searcher = search_over(space, [trial_of(PAPER_BASELINES[3])])
+    searcher.suggest("a")
+    searcher.on_trial_complete("a", finished(1.0))
+    (told,) = searcher._ot_study.trials
+    assert told.params == pytest.approx({"threshold": 0.2}, abs=0.01)
+
+
+def test_stopped_trial_is_pruned_with_its_step_and_failed_one_failed() -> None:
+    searcher = search_over(SpaceConfig(exponent={"low": 0.5, "high": 5}))
+    early = {"eval/nll": 1.5, "step": 20, "finished": False, "training_iteration": 1}
+    for name in "abc":
+        searcher.suggest(name)
+    searcher.on_trial_result("a", early)
+    searcher.on_trial_complete("a", early)
+    searcher.on_trial_complete("b", None, error=True)
+    searcher.on_trial_complete("c", finished(float("nan")))
+    states = [t.state for t in searcher._ot_study.trials]
+    assert states == [TrialState.PRUNED, TrialState.FAIL, TrialState.PRUNED]
+    assert searcher._ot_study.trials[0].intermediate_values == {20: 1.5}
+
+
+def test_searcher_state_survives_save_and_restore(tmp_path: Any) -> None:
+    space = SpaceConfig(exponent={"low": 0.5, "high": 5})
+    searcher = search_over(space, [trial_of(b) for b in PAPER_BASELINES])
+    for i in range(5):
+        searcher.suggest(str(i))
+    searcher.on_trial_complete("1", finished(1.0))
+    searcher.save(str(tmp_path / "state.pkl"))
+    restored = search_over(space)
+    restored.restore(str(tmp_path / "state.pkl"))
+    assert restored.given == searcher.given
+    assert not restored.waiting
+    restored.on_trial_complete("4", finished(0.5))
+    assert [t.state for t in restored._ot_study.trials].count(TrialState.COMPLETE) == 2
+
+
+def test_same_seed_same_suggestions() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+    def run() -> list[float]:
+        searcher = search_over(SpaceConfig(exponent={"low": 0.0, "high": 10}))
+        values = []
+        for i in range(12):
+            trial = suggested(searcher, str(i))
+            values.append(trial.objective.exponent)
+            searcher.on_trial_complete(str(i), finished((trial.objective.exponent - 2) ** 2))
+        return values
+
+    assert run() == run()

@@ -1,0 +1,228 @@
+"""The loop in one process: it trains the configured objective, divides once, and resumes bitwise."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysft.config import Job, LoraConfig, PowerConfig, SweepConfig, TrialConfig
+from raysft.errors import TrialFailed
+from raysft.inprocess import bench_here
+from raysft.objectives import IGNORE_INDEX, build, naive_objective
+from raysft.ranks import Ranks
+from raysft.training.engine import PlainEngine
+from raysft.training.loop import Hooks, Loop, learning_rate
+from raysft.training.model import SFTModel, plain, trainable_model
+from raysft.trial import Bench
+
+Make = Callable[..., SweepConfig]
+OBJECTIVES = [
+    PowerConfig(exponent=0),
+    PowerConfig(exponent=1),
+    PowerConfig(exponent=0.5, threshold=0.02),
+    PowerConfig(exponent=0, threshold=0.03, keep="below"),
+]
+
+
+def trial_of(objective: PowerConfig, rate: float = 3e-3) -> TrialConfig:
+    return TrialConfig(objective=objective, learning_rate=rate, seed=0)
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def run(bench: Bench, folder: Path, objective: PowerConfig, stop_after: int | None = None) -> str:
+    """Train; with stop_after, save at the end of that step and leave."""
+    asked = 0
+
+    def stop() -> str | None:
+        nonlocal asked
+        asked += 1
+        return "save" if asked == stop_after else None
+
+    return bench.run(Job(folder.name, trial_of(objective), folder), stop=stop).status  # type: ignore[arg-type]
+
+
+def oracle_gradients(
+    bench: Bench, objective: PowerConfig, indices: list[int], normalize: str
+) -> dict[str, torch.Tensor]:
+    """float64 gradients of the objective's mean over the samples, one sample at a time, by full logits and autograd."""
+    model = trainable_model(bench.base, bench.config.training).double()
+    built = build("power", **objective.model_dump(exclude={"type", "threshold_unit"}))
+    total = torch.zeros((), dtype=torch.float64)
+    count = 0
+    for index in indices:
+        tokens, labels = (torch.as_tensor(array)[None] for array in bench.train.sample(index))
+        output = plain(model).get_output_embeddings()
+        decoder = getattr(plain(model), plain(model).base_model_prefix)
+        hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, :-1]
+        loss, supervised, kept, _ = naive_objective(hidden, output.weight, labels[0, 1:], built)
+        total = total + loss
+        count += int(kept if normalize == "kept" else supervised)
+    (total / count).backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.label())
+@pytest.mark.parametrize("normalize", ["supervised", "kept"])
+@pytest.mark.parametrize("path", ["plain", "checkpointing", "lora", "one-micro-batch"])
+def test_first_gradient_is_that_of_the_objective(
+    make_config: Make, objective: PowerConfig, normalize: str, path: str
+) -> None:
+    """After one SGD-like look: the clipped-nothing gradient of step 0 equals the float64 oracle on every path."""
+    changes: dict[str, object] = {"normalize": normalize, "max_grad_norm": 1e9}
+    if path == "checkpointing":
+        changes["gradient_checkpointing"] = True
+    if path == "lora":
+        changes["lora"] = LoraConfig(rank=2).model_dump()
+    if path == "one-micro-batch":
+        changes["micro_batch_size"] = 8
+    config = make_config()
+    config = make_config(training=config.training.model_dump() | changes)
+    bench = bench_here(config)
+    torch.manual_seed(0)
+    parameters = objective.model_dump(exclude={"type", "threshold_unit"})
+    model = SFTModel(trainable_model(bench.base, config.training), build("power", **parameters))
+    engine = PlainEngine(model, config.training, torch.device("cpu"))
+    taken: dict[str, torch.Tensor] = {}
+
+    def take(rate: float) -> float:
+        names = [n for n, p in model.causal_lm.named_parameters() if p.requires_grad]
+        taken.update(zip(names, [m.grad.clone() for m in engine.master], strict=True))
+        return 0.0
+
+    engine.step = take  # type: ignore[method-assign]
+    loop = Loop(config, engine, bench.train, Ranks(), config.folder, {}, bench.pad_id, 1e-3, 0, 1)
+    engine.train(True)
+    loop._step(0, Hooks(evaluate=dict))
+    torch.manual_seed(0)
+    expected = oracle_gradients(bench, objective, [int(i) for i in loop.order.at(0)], normalize)
+    assert taken.keys() == expected.keys()
+    for name, gradient in taken.items():
+        torch.testing.assert_close(gradient.double(), expected[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_resumed_run_is_bitwise_the_uninterrupted_one(make_config: Make, tmp_path: Path, precision: str) -> None:
+    config = make_config()
+    config = make_config(training=config.training.model_dump() | {"precision": precision})
+    bench = bench_here(config)
+    objective = PowerConfig(exponent=0.5)
+    assert run(bench, tmp_path / "whole", objective) == "finished"
+    expected = losses(tmp_path / "whole")
+    assert len(expected) == 6
+    for stop_after in (1, 2, 3, 5):
+        folder = tmp_path / f"stopped-{stop_after}"
+        assert run(bench, folder, objective, stop_after) == "saved"
+        assert run(bench, folder, objective) == "finished"
+        assert losses(folder) == expected
+
+
+def test_bench_reused_is_bitwise_a_fresh_one(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    used = bench_here(config)
+    run(used, tmp_path / "first", PowerConfig(exponent=1))
+    run(used, tmp_path / "second", PowerConfig(exponent=0))
+    run(bench_here(config), tmp_path / "fresh", PowerConfig(exponent=0))
+    assert losses(tmp_path / "second") == losses(tmp_path / "fresh")
+
+
+def test_accumulation_changes_nothing_but_round_off(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    for micro in (1, 4, 8):
+        changed = make_config(training=config.training.model_dump() | {"micro_batch_size": micro})
+        run(bench_here(changed), tmp_path / str(micro), PowerConfig(exponent=0.5, threshold=0.02))
+    one, four, eight = (losses(tmp_path / str(m)) for m in (1, 4, 8))
+    assert one == pytest.approx(eight, rel=1e-4)
+    assert four == pytest.approx(eight, rel=1e-4)
+
+
+def test_training_learns(make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    longer = make_config(training=config.training.model_dump() | {"steps": 60})
+    run(bench_here(longer), tmp_path / "t", PowerConfig())
+    curve = losses(tmp_path / "t")
+    assert curve[-1] < 0.6 * curve[0]
+
+
+def test_damaged_checkpoint_is_passed_over(make_config: Make, tmp_path: Path) -> None:
+    bench = bench_here(make_config())
+    folder = tmp_path / "t"
+    run(bench, folder, PowerConfig(), stop_after=5)
+    newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
+    state = newest / "plain.pt"
+    state.write_bytes(state.read_bytes()[:-7])
+    assert run(bench, folder, PowerConfig()) == "finished"
+    assert run(bench, tmp_path / "whole", PowerConfig()) == "finished"
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_checkpoint_of_another_objective_is_refused(make_config: Make, tmp_path: Path) -> None:
+    bench = bench_here(make_config())
+    run(bench, tmp_path / "t", PowerConfig(), stop_after=3)
+    with pytest.raises(TrialFailed, match="was written with config"):
+        run(bench, tmp_path / "t", PowerConfig(exponent=1))
+
+
+def test_exploding_loss_fails_the_trial_and_not_the_bench(make_config: Make, tmp_path: Path) -> None:
+    bench = bench_here(make_config())
+    with torch.no_grad():
+        original = bench.base.get_output_embeddings().weight[3].clone()
+        bench.base.get_output_embeddings().weight[3] = math.nan
+    with pytest.raises(TrialFailed, match="loss is nan at step 1"):
+        run(bench, tmp_path / "broken", PowerConfig())
+    with torch.no_grad():
+        bench.base.get_output_embeddings().weight[3] = original
+    assert run(bench, tmp_path / "next", PowerConfig()) == "finished"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_thresholds_that_keep_all_or_nothing(make_config: Make, tmp_path: Path, threshold: float) -> None:
+    bench = bench_here(make_config())
+    run(bench, tmp_path / "t", PowerConfig(threshold=threshold))
+    curve = losses(tmp_path / "t")
+    assert all(value == 0 for value in curve) if threshold == 1 else all(value > 0 for value in curve)
+
+
+def test_export_loads_with_from_pretrained(make_config: Make, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config = make_config()
+    lora = make_config(training=config.training.model_dump() | {"lora": LoraConfig(rank=2).model_dump()})
+    for name, changed in (("full", config), ("lora", lora)):
+        bench = bench_here(changed)
+        result = bench.run(Job(name, trial_of(PowerConfig()), tmp_path / name), export=lambda metrics: True)
+        folder = tmp_path / name / "model"
+        assert list(folder.glob("*.safetensors"))
+        assert not list(folder.glob("*.bin"))
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer.eos_token_id == bench.tokenizer.eos_token_id
+        from raysft.evaluation import evaluate
+
+        again = evaluate(model, tokenizer, bench.heldout, changed, Ranks(), torch.device("cpu"), seed=0)
+        assert again.metrics["eval/nll"] == pytest.approx(result.metrics["eval/nll"], rel=1e-5)
+
+
+def test_learning_rate_warms_up_and_ends_near_zero(make_config: Make) -> None:
+    training = make_config().training.model_copy(update={"warmup_ratio": 0.1, "schedule": "cosine"})
+    rates = [learning_rate(training, 1.0, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[10] == 1.0
+    assert rates[-1] < 0.001
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    linear = training.model_copy(update={"schedule": "linear", "warmup_ratio": 0.0})
+    assert learning_rate(linear, 2.0, 50, 100) == pytest.approx(1.0)
+
+
+def test_prompt_is_not_supervised(make_config: Make) -> None:
+    bench = bench_here(make_config())
+    _, labels = bench.train.sample(0)
+    prompt = len("1+2?")
+    assert (labels[:prompt] == IGNORE_INDEX).all()
+    assert (labels[prompt:] != IGNORE_INDEX).all()

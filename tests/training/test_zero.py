@@ -1,0 +1,105 @@
+"""DeepSpeed ZeRO 0-3 in two Ray Train workers against the plain loop, and against itself after a stop."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raysft.config import Job, LoraConfig, PowerConfig, SweepConfig, TrialConfig
+from raysft.inprocess import bench_here
+
+Make = Callable[..., SweepConfig]
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluated(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "result.json").read_text())["metrics"]
+
+
+def run_in_group(settings: dict[str, Any]) -> None:
+    """A Ray Train worker: one bench per variant, its trials one after another in one process group."""
+    from raysft.sweep.group import prepare_process
+
+    prepare_process({"workers": {"resources": {"CPU": 1}}})
+    import torch
+
+    from raysft.ranks import Ranks
+    from raysft.trial import Bench
+
+    for variant in settings["variants"]:
+        bench = Bench(SweepConfig.model_validate(variant["config"]), "zero", Ranks(), torch.device("cpu"))
+        for name, objective, stop_after in variant["runs"]:
+            asked = 0
+
+            def stop(stop_after: int | None = stop_after) -> str | None:
+                nonlocal asked
+                asked += 1
+                return "save" if asked == stop_after else None
+
+            trial = TrialConfig(objective=objective, learning_rate=3e-3, seed=0)
+            bench.run(Job(name, trial, Path(settings["folder"]) / name), stop=stop, export=lambda metrics: True)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def variants() -> dict[str, dict[str, Any]]:
+    """Changes of the sections training and zero; all run in one group."""
+    lora = {"lora": LoraConfig(rank=2).model_dump()}
+    return {
+        **{f"zero{stage}": {"zero": {"stage": stage}} for stage in range(4)},
+        "zero2-offload": {"zero": {"stage": 2, "offload": "optimizer"}},
+        "zero2-bf16": {"zero": {"stage": 2}, "training": {"precision": "bf16"}},
+        "zero3-bf16": {"zero": {"stage": 3}, "training": {"precision": "bf16"}},
+        "zero1-kept": {"zero": {"stage": 1}, "training": {"normalize": "kept"}},
+        "zero2-lora": {"zero": {"stage": 2}, "training": lora},
+        "zero3-lora": {"zero": {"stage": 3}, "training": lora},
+        "zero3-checkpointing": {"zero": {"stage": 3}, "training": {"gradient_checkpointing": True}},
+    }
+
+
+OBJECTIVE = PowerConfig(exponent=0.5, threshold=0.02)
+
+
+def changed(make: Make, change: dict[str, Any], workers: int) -> SweepConfig:
+    training = make().training.model_dump() | change.get("training", {})
+    return make(training=training, zero=change.get("zero", {}), workers={"count": workers})
+
+
+@pytest.mark.slow
+def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
+    ray_cluster: None, make_config: Make, tmp_path: Path, variants: dict[str, dict[str, Any]]
+) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    jobs = []
+    for name, change in variants.items():
+        config = changed(make_config, change, workers=2)
+        runs = [
+            (f"{name}-stopped", OBJECTIVE, 3),
+            (f"{name}-stopped", OBJECTIVE, None),
+            (f"{name}-whole", OBJECTIVE, None),
+        ]
+        jobs.append({"config": config.model_dump(mode="json"), "runs": runs})
+    TorchTrainer(
+        run_in_group,
+        train_loop_config={"variants": jobs, "folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(storage_path=str(tmp_path / "train"), name="zero"),
+    ).fit()
+    for name, change in variants.items():
+        bench = bench_here(changed(make_config, change, workers=1))
+        trial = TrialConfig(objective=OBJECTIVE, learning_rate=3e-3, seed=0)
+        bench.run(Job(name, trial, tmp_path / f"{name}-plain"))
+        whole, resumed = losses(tmp_path / f"{name}-whole"), losses(tmp_path / f"{name}-stopped")
+        assert resumed == whole, name
+        tolerance = 3e-2 if "bf16" in name else 1e-4
+        assert whole == pytest.approx(losses(tmp_path / f"{name}-plain"), rel=tolerance), name
+        ours, plain = evaluated(tmp_path / f"{name}-whole"), evaluated(tmp_path / f"{name}-plain")
+        assert ours["eval/nll"] == pytest.approx(plain["eval/nll"], rel=tolerance), name
+        assert (tmp_path / f"{name}-whole" / "model" / "model.safetensors").exists(), name
