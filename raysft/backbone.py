@@ -4,7 +4,6 @@ The loss head needs hidden states and the output weight, never the model's own l
 proves on a few tokens that hidden x weight gives exactly the logits that the model computes itself.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,12 +84,6 @@ def token_logp(
     output = model.get_output_embeddings()
     logp = linear_objective(rows, output.weight, targets, build("power"), bias=output.bias)[3]
     return logp[targets != IGNORE_INDEX]
-
-
-def size_on_disk(path: str) -> int | None:
-    """Bytes of the safetensors weights in a local folder; None for a hub id."""
-    folder = Path(path)
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors")) if folder.is_dir() else None
 
 
 @torch.no_grad()

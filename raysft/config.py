@@ -6,6 +6,7 @@ Every model forbids unknown keys and is immutable; `raysft.sweepfile` reads YAML
 import hashlib
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -396,6 +397,15 @@ class TrialConfig(Strict):
     seed: int = Field(ge=0)
     role: Literal["baseline", "search", "train"] = "search"
     quantile: Probability | None = Field(default=None, description="of the base model's p that gave the threshold")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial as it is handed to a group of workers. Its objective's threshold is already a probability."""
+
+    trial_id: str
+    trial: TrialConfig
+    folder: Path
 
 
 def _merge(base: Any, override: Any) -> Any:

@@ -66,7 +66,7 @@ def evaluate_here(config: SweepConfig, model: str | None, say: Say) -> dict[str,
     if model is not None:
         config = config.model_copy(update={"backbones": [BackboneConfig(name=config.backbone.name, path=model)]})
     bench = bench_here(config)
-    on_device = bench.base.to(bench.device)
+    on_device = bench.base.to(bench.device)  # type: ignore[arg-type]
     evaluation = evaluate(
         on_device, bench.tokenizer, bench.heldout, bench.config, bench.ranks, bench.device, seed=config.seed
     )

@@ -18,12 +18,13 @@ def result_table(results: "list[StudyResult]", config: SweepConfig) -> Table:
     baselines = [b for b in PAPER_BASELINES if any(_of(r, b, metric) for r in results)]
     for baseline in baselines:
         table.add_column(baseline.label(), justify="right")
-    table.add_column("best found")
+    table.add_column("best", justify="right")
+    table.add_column("its objective", no_wrap=True)
     for result in results:
         best = result.best
-        value = f"{best.metrics[metric]:.4f}  {best.trial.objective.label()}" if best else "none finished"
+        found = (f"{best.metrics[metric]:.4f}", best.trial.objective.label()) if best else ("", "none finished")
         cells = [_of(result, baseline, metric) for baseline in baselines]
-        table.add_row(result.backbone, f"{result.capability.mean_probability:.3f}", *cells, value)
+        table.add_row(result.backbone, f"{result.capability.mean_probability:.3f}", *cells, *found)
     return table
 
 

@@ -52,9 +52,9 @@ class Bench:
 
     def probe(self) -> Capability:
         """The base model's capability on the training data. Collective."""
-        model = self.base.to(self.device)
+        model = self.base.to(self.device)  # type: ignore[arg-type]
         capability = probe(model, self.train, self.config.probe, self.pad_id, self.ranks, self.device)
-        self.base.to("cpu")
+        self.base.to("cpu")  # type: ignore[arg-type]
         return capability
 
     def data_facts(self) -> dict[str, dict[str, Any]]:

@@ -52,4 +52,9 @@ def build(name: str, **params: Any) -> Objective:
     valid = list(inspect.signature(_REGISTRY[name]).parameters)
     if unknown := next((key for key in params if key not in valid), None):
         raise InputError(place, f"has no parameter '{unknown}'.", did_you_mean(unknown, valid))
-    return _REGISTRY[name](**params)
+    try:
+        return _REGISTRY[name](**params)
+    except TypeError as error:
+        raise InputError(
+            place, f"refuses its parameters: {error}.", "Give numbers where numbers are asked for."
+        ) from None

@@ -30,6 +30,8 @@ def linear_objective(
     Softmax, thresholds and sums are fp32 whatever the inputs' dtype. Raises ValueError for wrong shapes or labels.
     """
     _check(hidden, weight, labels, bias)
+    if not torch.is_grad_enabled():  # a Function is told that the weight needs a gradient even then
+        weight, bias = weight.detach(), None if bias is None else bias.detach()
     rows = (labels != IGNORE_INDEX).nonzero().squeeze(1)
     loss_sum, kept, logp_rows = _Head.apply(hidden[rows], weight, bias, labels[rows], objective, chunk_rows)
     logp = torch.zeros(labels.shape[0], dtype=torch.float32, device=hidden.device)

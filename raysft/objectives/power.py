@@ -9,9 +9,10 @@ import torch
 from raysft.errors import InputError
 from raysft.objectives.base import Objective, register
 
-# exp() of more is infinite in fp32. Only a negative exponent gets there, at p < e^(-88/|a|); its loss and weight are
-# held constant below that p, so that one hopeless token cannot make a step infinite.
-MAX_LOG = 88.0
+# Only a negative exponent gets there, at p < e^(-40/|a|); its loss and weight are held constant below that p, so that
+# hopeless tokens cannot make a step infinite: e^40 can be divided by a small |a|, summed and squared in fp32.
+MAX_LOG = 40.0
+NEGLIGIBLE = 1e-20  # an exponent this small is 0 to the last digit, and would underflow in fp32
 
 
 @register("power")
@@ -37,7 +38,7 @@ class Power(Objective):
 
     def loss(self, logp: torch.Tensor) -> torch.Tensor:
         # a so small that a log p loses all digits against 1 is still exact: expm1 is what keeps them.
-        full = -logp if self.exponent == 0 else -torch.expm1(self._power(logp)) / self.exponent
+        full = -logp if abs(self.exponent) < NEGLIGIBLE else -torch.expm1(self._power(logp)) / self.exponent
         return torch.where(self.keeps(logp), full, torch.zeros_like(full))
 
     def weight(self, logp: torch.Tensor) -> torch.Tensor:

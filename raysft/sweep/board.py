@@ -209,4 +209,5 @@ class Board:
 
 
 def start_board(max_failures: int, maximise: bool) -> Any:
-    return ray.remote(num_cpus=0, max_concurrency=10_000)(Board).remote(max_failures, maximise)
+    actor: Any = ray.remote(Board)  # Ray's stubs do not know an actor's options
+    return actor.options(num_cpus=0, max_concurrency=10_000).remote(max_failures, maximise)

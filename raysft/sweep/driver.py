@@ -75,7 +75,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": 200_000_000}
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **local)
+        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise InputError(
             f"Ray cluster {address}", f"does not answer: {error}", "Check --address or RAY_ADDRESS."
@@ -187,7 +187,7 @@ class _Study:
             capability = self._measure(board, tracked)
             self.progress.capability(capability.mean_probability)
             grid, interrupted = self._search(board, capability, tracked)
-            rows = [_row(found, self.config) for found in grid]
+            rows = [_row(grid[i], self.config) for i in range(len(grid))]
             result = StudyResult(name, capability, rows, self._best(rows), interrupted)
             return result
         finally:

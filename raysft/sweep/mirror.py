@@ -29,7 +29,7 @@ class Mirror(Callback):
         """Whether Tune came back before all trials had ended."""
         return len(self.ended) < total
 
-    def setup(self, **_: Any) -> None:
+    def setup(self, *_: Any, **__: Any) -> None:
         """Tune hands the stop conditions over here; there are none."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

@@ -1,5 +1,7 @@
 """The search space and the searcher: baselines first, conditional parameters, budgets not mixed."""
 
+import itertools
+import math
 from typing import Any
 
 import optuna
@@ -7,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
-from raysft.probe import Capability
 
 from raysft.config import PAPER_BASELINES, PowerConfig, SearchConfig, SpaceConfig, TrialConfig
+from raysft.probe import Capability
 from raysft.sweep.space import Space, StudySearch
 
 SEARCH = SearchConfig(metric="eval/nll", trials=4)
@@ -153,3 +155,21 @@ def test_same_seed_same_suggestions() -> None:
         return values
 
     assert run() == run()
+
+
+@given(st.integers(0, 10_000), st.integers(2, 8), st.booleans())
+def test_first_draws_leave_no_wide_gap(seed: int, count: int, log: bool) -> None:
+    """Every prefix of the golden-ratio sequence: no gap wider than twice the even one (on the circle)."""
+    space = SpaceConfig(exponent={"low": 0.1, "high": 10, "log": log})
+    searcher = search_over(space, search=SearchConfig(metric="eval/nll", seed=seed))
+    values = [suggested(searcher, str(i)).objective.exponent for i in range(count)]
+    shares = sorted((math.log10(v) + 1) / 2 if log else (v - 0.1) / 9.9 for v in values)
+    gaps = [b - a for a, b in itertools.pairwise([*shares, shares[0] + 1])]
+    assert max(gaps) < 2 / count
+
+
+def test_a_stepped_range_is_reached_at_both_ends() -> None:
+    space = SpaceConfig(exponent={"low": 0, "high": 1, "step": 0.5})
+    searcher = search_over(space)
+    values = {suggested(searcher, str(i)).objective.exponent for i in range(8)}
+    assert values == {0.0, 0.5, 1.0}

@@ -1,0 +1,173 @@
+"""All that can be checked before a sweep starts: folders, files, fields and task names.
+
+Contacts nobody: hub ids are taken as given. Needs neither torch nor ray.
+"""
+
+import ast
+import json
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+from raysft.config import DataConfig, FileSource, ReasoningGymSource, Source, SweepConfig
+from raysft.errors import InputError, did_you_mean
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+Shapes = dict[str, list[int]]
+
+
+def check_output(folder: Path) -> None:
+    """Raises InputError where results could not be written."""
+    nearest = folder.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InputError(f"output {folder}", f"'{nearest}' is not a folder.", "Set output to another folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"output {folder}", f"'{nearest}' cannot be written to.", "Set output to another folder.")
+
+
+# --- backbones ------------------------------------------------------------------------------------------------------
+
+
+def check_backbone(study: SweepConfig) -> Shapes | None:
+    """Name -> shape of each tensor in the folder of a study's backbone; None for a hub id.
+
+    Raises InputError for a folder that is missing or cannot be loaded from.
+    """
+    name, path = study.backbone.name, study.backbone.path
+    place, folder = f"backbone '{name}' ({path})", Path(path)
+    if not folder.is_dir():
+        _check_hub_id(path, place)
+        return None
+    if not (folder / "config.json").is_file():
+        merge = "Merge the adapter into its base model first." if (folder / "adapter_config.json").exists() else ""
+        raise InputError(place, "the folder has no config.json.", merge or "Name a folder made by save_pretrained.")
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise InputError(place, "the folder has no tokenizer.", "Save it there: tokenizer.save_pretrained(folder).")
+    if study.data.template == "chat" and not _has_chat_template(folder):
+        fix = "Set data.template to a fixed one: qwen, llama3, deepseek or plain."
+        raise InputError(place, "its tokenizer has no chat template, which data.template chat needs.", fix)
+    return _shapes(folder, place)
+
+
+def _check_hub_id(path: str, place: str) -> None:
+    if re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path):
+        return
+    fix = "Give an existing folder, or a hub id of the form owner/name."
+    if path.startswith("~"):
+        fix = f"'~' is not expanded in a sweep file: write {Path(path).expanduser()}."
+    elif "demo-materials" in path:
+        fix = "Make the demo's backbones and data first: raysft demo --only-materials"
+    elif siblings := [folder.name for folder in Path(path).parent.glob("*/")]:
+        fix = did_you_mean(Path(path).name, siblings)
+    raise InputError(place, "there is no such folder.", fix)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if any((folder / file).exists() for file in ("chat_template.jinja", "chat_template.json")):
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template"))
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _shapes(folder: Path, place: str) -> Shapes:
+    from safetensors import SafetensorError, safe_open
+
+    shapes: Shapes = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="numpy") as tensors:
+                shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(str(file), f"is damaged: {error}.", "Copy or download it again.") from None
+    if not shapes:
+        fix = "Load the model and save it again with save_pretrained, which writes safetensors."
+        raise InputError(place, "the folder has no weights in *.safetensors.", fix)
+    return shapes
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+def check_data(data: DataConfig) -> int | None:
+    """Samples to train on, at most; None for hub data. Raises InputError for rows that cannot be used."""
+    held = 0 if data.heldout else data.heldout_samples
+    if data.heldout is not None:
+        _count_rows(data.heldout, data, data.heldout_samples, 0)
+    count = _count_rows(data.train, data, data.train_samples, held)
+    return data.train_samples if count is None else min(count - held, data.train_samples or count)
+
+
+def _count_rows(source: Source, data: DataConfig, limit: int | None, skip: int) -> int | None:
+    """Rows of the source, once those that are drawn from it have been looked at."""
+    if isinstance(source, ReasoningGymSource):
+        _check_task(source)
+        return source.size
+    if not isinstance(source, FileSource):
+        if not Path(source.path).exists():
+            _check_hub_id(source.path, f"data set '{source.path}'")
+        return None
+    if source.path.suffix.lower() == ".parquet":
+        return _check_parquet(source.path, data)
+    from raysft.data.rows import read_rows
+    from raysft.data.sources import load_examples
+
+    load_examples(source, data, limit, skip)
+    return read_rows(source).count
+
+
+def _check_parquet(path: Path, data: DataConfig) -> int:
+    """Rows of the file, whose schema must have the fields."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except FileNotFoundError:
+        siblings = [other.name for other in path.parent.glob("*.parquet")]
+        raise InputError(str(path), "does not exist.", did_you_mean(path.name, siblings) if siblings else "") from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(str(path), f"is not a readable Parquet file: {str(error).splitlines()[0]}") from None
+    fields = {"messages": data.messages} if data.messages else {"prompt": data.prompt, "response": data.response}
+    for key, field in fields.items():
+        if field not in file.schema_arrow.names:
+            fix = f"{did_you_mean(field, file.schema_arrow.names)} The name is set with data.{key}."
+            raise InputError(str(path), f"field '{field}' is missing.", fix)
+    return file.metadata.num_rows
+
+
+def _check_task(source: ReasoningGymSource) -> None:
+    tasks = _task_files()
+    place = f"reasoning_gym {source.task}"
+    if source.task not in tasks:
+        raise InputError(place, "is not a task of reasoning-gym.", did_you_mean(source.task, list(tasks)))
+    valid = _fields(*tasks[source.task])
+    for name in source.params:
+        if name not in valid:
+            raise InputError(place, f"has no parameter '{name}'.", did_you_mean(name, valid))
+
+
+def _task_files() -> dict[str, tuple[Path, str]]:
+    """Task -> its file and the class of its settings, read from the source: importing the package takes seconds."""
+    package = find_spec("reasoning_gym")
+    if package is None or not package.submodule_search_locations:
+        raise InputError("reasoning_gym", "is not installed.", "Install raysft with its dependencies.")
+    call = re.compile(r"^register_dataset\(\s*([\w\"']+),\s*\w+,\s*(\w+)", re.MULTILINE)
+    tasks = {}
+    for file in sorted(Path(package.submodule_search_locations[0]).rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        for name, settings in call.findall(text):
+            constant = re.search(rf"^{name}\s*=\s*(\S+)", text, re.MULTILINE)
+            tasks[(constant[1] if constant else name).strip("\"'")] = file, settings
+    return tasks
+
+
+def _fields(file: Path, settings: str) -> list[str]:
+    """The fields of a dataclass in a source file."""
+    classes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    body = next(node.body for node in classes if node.name == settings)
+    return [n.target.id for n in body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]

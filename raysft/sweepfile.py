@@ -1,0 +1,225 @@
+"""Sweep files: YAML into a `SweepConfig`, and back. Every refusal says where, why and what to do.
+
+Relative paths in a file (data, output, folders of backbones) are relative to the current working directory.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from raysft.config import OVERRIDABLE, SweepConfig
+from raysft.errors import InputError, did_you_mean
+from raysft.refusal import Loc, Refusal, dotted, refusals
+from raysft.yamltext import Document, parse, write
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def load(path: Path, sets: Sequence[str] = ()) -> SweepConfig:
+    """The sweep of a YAML file, its values replaced by `sets`: `a.b=c`, c being YAML.
+
+    Items of lists are named by position or by their name: `backbones.0.path=...`, `backbones.small.path=...`.
+    Raises one InputError for all that is wrong, including what a backbone's overrides make wrong.
+    """
+    document = parse(_read(path), str(path))
+    values, settings, problems = document.values, [], list(document.refused)
+    for text in sets:
+        setting = _setting(values, text)
+        values = _replaced(values, setting.loc, setting.document.values)
+        settings.append(setting)
+        problems += setting.document.refused
+    places = _Places(str(path), document, settings)
+    try:
+        config = SweepConfig.model_validate(values)
+        found = [*_booleans_refused(values, config.model_dump(mode="json")), *_overrides_refused(config)]
+    except ValidationError as error:
+        found = refusals(SweepConfig, error)
+    problems += [places.refuse(refusal) for refusal in found]
+    if problems:
+        raise _together(path, problems)
+    return config
+
+
+def validated(model: type[M], values: dict[str, Any], place: str) -> M:
+    """The values as a model. Raises InputError at `place` and the key."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        found = [InputError(f"{place} {dotted(r.loc)}".strip(), r.reason, r.fix) for r in refusals(model, error)]
+        raise _together(place, found) from None
+
+
+def schema() -> str:
+    """The JSON schema (draft 2020-12) of a sweep file."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "raysft sweep file"}
+    return json.dumps(dialect | SweepConfig.model_json_schema() | dialect, indent=2)
+
+
+def dump(config: SweepConfig) -> str:
+    """YAML that `load` reads as an equal config; every default is written out."""
+    return write(config.model_dump(mode="json"))
+
+
+def absolute_paths(config: SweepConfig) -> list[str]:
+    """Settings for `load` that make the file's local paths absolute, so that it runs from another folder."""
+    found: list[tuple[str, Path]] = [("output", config.output)]
+    for position, backbone in enumerate(config.backbones):
+        found.append((f"backbones.{position}.path", Path(backbone.path)))
+        found += _sources(f"backbones.{position}.overrides.data", backbone.overrides.get("data", {}))
+    found += _sources("data", config.data.model_dump(mode="json"))
+    local = [(key, path) for key, path in found if key == "output" or path.exists()]
+    return [f"{key}={json.dumps(str(path.absolute()))}" for key, path in local]
+
+
+def _sources(key: str, data: dict[str, Any]) -> list[tuple[str, Path]]:
+    sources = {name: data.get(name) for name in ("train", "heldout")}
+    return [(f"{key}.{name}.path", Path(s["path"])) for name, s in sources.items() if s and "path" in s]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        siblings = sorted(str(file) for file in path.parent.glob("*.y*ml"))
+        fix = did_you_mean(str(path), siblings) if siblings else "Check the path."
+        raise InputError(str(path), "does not exist.", fix) from None
+    except UnicodeDecodeError:
+        raise InputError(str(path), "is not UTF-8 text.", "A sweep file is YAML; see sweeps/ for some.") from None
+    except OSError as error:
+        raise InputError(str(path), f"cannot be read: {error.strerror}.", "Name a readable YAML file.") from None
+
+
+def _booleans_refused(given: Any, taken: Any, loc: Loc = ()) -> list[Refusal]:
+    """Where true or false was taken as 1 or 0, which is surely not what was meant."""
+    if isinstance(given, bool) and not isinstance(taken, bool):
+        return [Refusal(loc, f"must be a number, not {str(given).lower()}.")]
+    if isinstance(given, dict):
+        return [r for key, value in given.items() for r in _booleans_refused(value, taken[key], (*loc, key))]
+    if isinstance(given, list):
+        return [r for i, value in enumerate(given) for r in _booleans_refused(value, taken[i], (*loc, i))]
+    return []
+
+
+def _overrides_refused(config: SweepConfig) -> list[Refusal]:
+    """What is wrong with the file as each backbone sees it."""
+    found = []
+    for position, backbone in enumerate(config.backbones):
+        here = ("backbones", position, "overrides")
+        unknown = [section for section in backbone.overrides if section not in OVERRIDABLE]
+        for section in unknown:
+            fix = did_you_mean(section, list(OVERRIDABLE))
+            found.append(Refusal((*here, section), f"'{section}' cannot differ between backbones.", fix))
+        if unknown or not backbone.overrides:
+            continue
+        try:
+            config.for_backbone(backbone.name)
+        except ValidationError as error:
+            for refusal in refusals(SweepConfig, error):
+                inside = bool(refusal.loc) and refusal.loc[0] in backbone.overrides
+                loc = (*here, *refusal.loc) if inside else here
+                found.append(Refusal(loc, refusal.reason, refusal.fix))
+    return found
+
+
+# --- settings of the command line -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A `--set`: as it was typed, where it takes effect, and the value."""
+
+    text: str
+    loc: Loc
+    document: Document
+
+
+def _setting(values: Any, text: str) -> Setting:
+    """Raises InputError for what is no setting or leads nowhere in the values."""
+    place = f"--set {text}"
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(place, "is not of the form key=value.", "Write, for example, --set training.steps=20.")
+    return Setting(text, _resolve(values, key.split("."), place), parse(value.strip() or "null", place))
+
+
+def _resolve(values: Any, keys: list[str], place: str) -> Loc:
+    """Keys as they were typed -> keys and positions."""
+    loc: list[str | int] = []
+    found: str | int
+    while keys:
+        if isinstance(values, list):
+            taken, found = _position(values, keys, place, dotted(loc))
+        elif isinstance(values, dict) or values is None:
+            taken, found = 1, keys[0]
+        else:
+            whole = f"Set it as a whole: --set '{dotted(loc)}={{{keys[0]}: ...}}'."
+            raise InputError(place, f"'{dotted(loc)}' is {values!r} and holds no keys.", whole)
+        loc.append(found)
+        keys = keys[taken:]
+        values = values[found] if isinstance(found, int) else (values or {}).get(found)
+    return tuple(loc)
+
+
+def _position(items: list[Any], keys: list[str], place: str, where: str) -> tuple[int, int]:
+    """How many keys name an item of the list (names may hold dots), and its position."""
+    names = [str(item.get("name")) if isinstance(item, dict) else "" for item in items]
+    for taken in range(len(keys), 0, -1):
+        if (name := ".".join(keys[:taken])) in names:
+            return taken, names.index(name)
+    if keys[0].isdecimal() and int(keys[0]) < len(items):
+        return 1, int(keys[0])
+    valid = [name for name in names if name] + [str(position) for position in range(len(items))]
+    raise InputError(place, f"'{where}' has no '{keys[0]}'.", did_you_mean(keys[0], valid))
+
+
+def _replaced(values: Any, loc: Loc, new: Any) -> Any:
+    """The values with `new` at loc. What YAML shares between places (anchors) is left as it is elsewhere."""
+    if not loc:
+        return new
+    if isinstance(values, list):
+        position = loc[0]
+        return [_replaced(item, loc[1:], new) if i == position else item for i, item in enumerate(values)]
+    values = values or {}
+    return {**values, loc[0]: _replaced(values.get(loc[0]), loc[1:], new)}
+
+
+# --- places ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Places:
+    path: str
+    document: Document
+    settings: list[Setting]
+
+    def refuse(self, refusal: Refusal) -> InputError:
+        return InputError(self._place(refusal.loc), refusal.reason, refusal.fix)
+
+    def _place(self, loc: Loc) -> str:
+        """The last setting that replaced or made what holds loc; else the line of the file."""
+        key = f": {dotted(loc)}" if loc else ""
+        depth, line = self.document.find(loc)
+        for setting in reversed(self.settings):
+            shared = _shared(loc, setting.loc)
+            if shared == len(setting.loc) or shared > depth:
+                return f"--set {setting.text}" + (key if loc != setting.loc else "")
+        below = [f" with --set {s.text}" for s in self.settings if loc and _shared(loc, s.loc) == len(loc)]
+        return f"{self.path} line {line}{''.join(below[-1:])}{key}"
+
+
+def _shared(a: Loc, b: Loc) -> int:
+    """How many keys two places have in common from the top."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _together(path: Path | str, problems: list[InputError]) -> InputError:
+    """One error for all of them."""
+    if len(problems) == 1:
+        return problems[0]
+    listed = "".join(f"\n  {problem}" for problem in problems)
+    return InputError(str(path), f"{len(problems)} errors:{listed}")

@@ -1,0 +1,268 @@
+"""Whole sweeps on a real local Ray with DeepSpeed workers, Optuna and an MLflow database."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from raysft.config import PAPER_BASELINES, Job, PowerConfig, SweepConfig, TrialConfig
+from raysft.errors import InputError
+from raysft.inprocess import bench_here
+from raysft.progress import Progress
+from raysft.sweep.driver import baselines, slots_that_fit, study_folder, sweep
+from raysft.sweepfile import dump
+
+Make = Callable[..., SweepConfig]
+Run = Callable[..., subprocess.Popen[str]]
+CONTRACT_PARAMS = {"backbone", "objective", "exponent", "threshold", "keep", "learning_rate", "seed"}
+CONTRACT_METRICS = {
+    "eval/accuracy",
+    "eval/nll",
+    "eval/mean_probability",
+    "train/loss",
+    "train/tokens_per_second",
+    "capability/mean_probability",
+}
+
+
+def quiet() -> Progress:
+    return Progress(Console(file=open("/dev/null", "w")))
+
+
+def runs_of(config: SweepConfig) -> tuple[list[Any], list[Any]]:
+    """Parent and child runs of a sweep's experiment, read back from the store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{config.output.resolve()}/mlflow.db")
+    experiment = client.get_experiment_by_name(config.name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    children = [r for r in runs if "mlflow.parentRunId" in r.data.tags]
+    return [r for r in runs if r not in children], children
+
+
+def steps_of(config: SweepConfig, run: Any, metric: str = "train/loss") -> list[int]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{config.output.resolve()}/mlflow.db")
+    return [m.step for m in client.get_metric_history(run.info.run_id, metric)]
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None:
+    """Baselines, a searched trial and one that cannot work; two backbones of which one has overrides."""
+    config = make_config()
+    path = config.backbones[0].path
+    second = {"name": "second", "path": path, "overrides": {"training": {"steps": 4}}}
+    config = make_config(backbones=[{"name": "first", "path": path}, second])
+
+    def given(study: SweepConfig) -> list[TrialConfig]:
+        exploding = TrialConfig(objective=PowerConfig(exponent=0.3), learning_rate=1e30, seed=0, role="train")
+        return [*baselines(study), exploding]
+
+    first, other = sweep(config, quiet(), given=given)
+    for result, steps in ((first, 6), (other, 4)):
+        assert [t.status for t in result.trials].count("FINISHED") == 5
+        assert [t.status for t in result.trials].count("FAILED") == 1
+        ran = [t.trial.objective for t in result.trials if t.trial.role == "baseline"]
+        assert sorted(o.label() for o in ran) == sorted(o.label() for o in PAPER_BASELINES)
+        best = max(t.metrics["eval/accuracy"] for t in result.trials if t.status == "FINISHED")
+        assert result.best is not None
+        assert result.best.metrics["eval/accuracy"] == best
+        folder = study_folder(config.for_backbone(result.backbone))
+        (kept,) = folder.glob("trials/*/model")
+        assert (kept / "model.safetensors").exists()
+        assert kept.parent.name == result.best.trial_id
+        for trial in result.trials:
+            if trial.status == "FINISHED":
+                assert len(losses(folder / "trials" / trial.trial_id)) == steps
+
+    parents, children = runs_of(config)
+    assert sorted(p.info.run_name for p in parents) == ["first", "second"]
+    assert {p.info.status for p in parents} == {"FINISHED"}
+    assert len(children) == 12
+    for child in children:
+        assert set(child.data.params) >= CONTRACT_PARAMS
+        if child.info.status == "FINISHED":
+            assert set(child.data.metrics) >= CONTRACT_METRICS
+            steps = 6 if child.data.params["backbone"] == "first" else 4
+            assert steps_of(config, child) == list(range(1, steps + 1))
+        else:
+            assert child.info.status == "FAILED"
+            assert "at step" in child.data.tags["stop_reason"]
+    assert [c.info.status for c in children].count("FAILED") == 2
+    with pytest.raises(InputError, match="holds an earlier run"):
+        sweep(config, quiet())
+
+    again = sweep(config, quiet(), resume=True, given=given)
+    assert [t.status for t in again[0].trials].count("FINISHED") == 5
+    assert len(runs_of(config)[1]) == 12
+
+
+@pytest.mark.slow
+def test_asha_stops_trials_at_a_step_boundary(ray_cluster: None, make_config: Make) -> None:
+    """Stopped trials are KILLED with a reason, finished ones are not, and Optuna never sees two budgets as one."""
+    config = make_config()
+    config = make_config(
+        training=config.training.model_dump() | {"steps": 40, "checkpoint_every": 40},
+        evaluation={"generation": None, "every": 4},
+        search={"trials": 2, "metric": "eval/nll", "asha": {"grace_period": 4, "reduction_factor": 2}},
+        workers={"count": 1, "max_concurrent": 1},
+    )
+    (result,) = sweep(config, quiet())
+    statuses = [t.status for t in result.trials]
+    assert "KILLED" in statuses
+    assert "FINISHED" in statuses
+    _, children = runs_of(config)
+    for child in children:
+        if child.info.status == "KILLED":
+            assert child.data.tags["stop_reason"].startswith("stopped early at step")
+            assert max(steps_of(config, child)) < 40
+        else:
+            assert steps_of(config, child) == list(range(1, 41))
+    assert {c.info.status for c in children} == {"KILLED", "FINISHED"}
+
+
+def train_workers() -> list[psutil.Process]:
+    """Worker processes of groups below this process's own Ray."""
+    children = psutil.Process().children(recursive=True)
+    return [p for p in children if "RayTrainWorker" in p.name() or any("RayTrainWorker" in c for c in p.cmdline())]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_killed_worker_resumes_its_trial_bitwise(ray_cluster: None, make_config: Make) -> None:
+    """SIGKILL in the middle of a trial of two workers; the same trial then runs undisturbed and must be equal."""
+    config = make_config()
+    config = make_config(
+        training=config.training.model_dump() | {"steps": 120, "checkpoint_every": 10}, workers={"count": 2}
+    )
+    trial = TrialConfig(objective=PowerConfig(exponent=0.5), learning_rate=3e-3, seed=0, role="train")
+    config = config.model_copy(update={"search": config.search.model_copy(update={"trials": 0})})
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(sweep(config, quiet(), given=lambda study: [trial, trial])))
+    thread.start()
+    trials = study_folder(config.for_backbone("tiny")) / "trials"
+    wait_until(lambda: bool(list(trials.glob("*/checkpoints/step-0000003*"))))
+    victims = train_workers()
+    assert victims
+    victims[0].send_signal(signal.SIGKILL)
+    thread.join(timeout=300)
+    (result,) = results
+    assert [t.status for t in result.trials] == ["FINISHED"] * 2
+    disturbed, undisturbed = (losses(trials / t.trial_id) for t in result.trials)
+    assert len(disturbed) == 120
+    assert disturbed == undisturbed
+    alone = config.model_copy(update={"workers": config.workers.model_copy(update={"count": 1})})
+    bench_here(alone.for_backbone("tiny")).run(Job("plain", trial, config.output / "plain"))
+    assert disturbed == pytest.approx(losses(config.output / "plain"), rel=1e-4)
+    for child in runs_of(config)[1]:
+        assert steps_of(config, child) == list(range(1, 121))
+
+
+@pytest.fixture
+def command_line(make_config: Make, tmp_path: Path) -> Iterator[tuple[SweepConfig, Run]]:
+    """A sweep file of slow enough trials, and a function that runs `raysft sweep` on it in a process of its own."""
+    config = make_config()
+    config = make_config(training=config.training.model_dump() | {"steps": 150, "checkpoint_every": 15})
+    file = tmp_path / "sweep.yaml"
+    file.write_text(dump(config))
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*options: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "raysft", "sweep", str(file), *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield config, run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_sweep_resumes_where_it_was(command_line: Any, tmp_path: Path, how: signal.Signals) -> None:
+    config, run = command_line
+    study = config.for_backbone("tiny")
+    trials = study_folder(study) / "trials"
+    first = run()
+    wait_until(lambda: bool(list(trials.glob("*/result.json"))) and len(list(trials.glob("*/checkpoints/step-*"))) >= 1)
+    first.send_signal(how)
+    said, _ = first.communicate(timeout=120)
+    done_before = {p.parent.name: p.stat().st_mtime_ns for p in trials.glob("*/result.json")}
+    if how == signal.SIGINT:
+        assert first.returncode == 1, said
+        assert "--resume" in said
+        parents, children = runs_of(config)
+        assert {r.info.status for r in [*parents, *children]} <= {"FINISHED", "KILLED"}
+    second = run("--resume")
+    said, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, said
+    _, children = runs_of(config)
+    assert [c.info.status for c in children] == ["FINISHED"] * 5
+    for child in children:
+        assert steps_of(config, child) == list(range(1, 151))
+    for trial_id, when in done_before.items():
+        assert (trials / trial_id / "result.json").stat().st_mtime_ns == when, "a finished trial ran again"
+    assert len(list(trials.iterdir())) == 5
+    interrupted = [p for p in trials.iterdir() if p.name not in done_before]
+    assert interrupted
+    trial = TrialConfig.model_validate_json((interrupted[0] / "trial.json").read_text())
+    bench = bench_here(study.model_copy(update={"output": tmp_path / "other"}))
+    bench.run(Job("plain", trial, tmp_path / "plain"))
+    assert losses(interrupted[0]) == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_fresh_group_for_each_trial(ray_cluster: None, make_config: Make) -> None:
+    config = make_config(workers={"count": 1, "reuse": False}, search={"trials": 0})
+    trials = [
+        TrialConfig(objective=PowerConfig(exponent=a), learning_rate=3e-3, seed=0, role="train") for a in (0.0, 1.0)
+    ]
+    (result,) = sweep(config, quiet(), given=lambda study: trials)
+    assert [t.status for t in result.trials] == ["FINISHED"] * 2
+    assert len(list((study_folder(config.for_backbone("tiny")) / "groups").glob("slot-*"))) >= 2
+
+
+def test_slots(make_config: Make) -> None:
+    node = {"Resources": {"CPU": 4.0, "GPU": 1.0}, "Alive": True}
+    assert slots_that_fit(make_config(), [node, node]) == 8
+    assert slots_that_fit(make_config(workers={"count": 2}), [node]) == 2
+    assert slots_that_fit(make_config(workers={"count": 2, "resources": {"CPU": 1, "GPU": 1}}), [node, node]) == 1
+    assert slots_that_fit(make_config(workers={"max_concurrent": 1}), [node]) == 1
+    assert slots_that_fit(make_config(workers={"resources": {"CPU": 0.5}}), [node]) == 8
+    with pytest.raises(InputError, match="one group needs 4 x"):
+        slots_that_fit(make_config(workers={"count": 4, "resources": {"GPU": 1}}), [node])
+
+
+def test_baselines_are_the_papers_and_the_files_own(make_config: Make) -> None:
+    config = make_config(baselines=[{"exponent": 0.5}, {"exponent": 1}])
+    found = [t.objective.label() for t in baselines(config)]
+    assert found == ["nll", "-p", "-p^10", "nll, p >= 0.2", "exponent 0.5"]
