@@ -175,7 +175,7 @@ class Study:
         title = source.task if isinstance(source, ReasoningGymSource) else str(source.path)
         text = redacted(source.model_dump_json())
         kind = {"file": "local", "hub": "hugging_face"}.get(source.kind, source.kind)
-        dataset = Dataset(title[-500:], fingerprint[:36], kind, text, profile=json.dumps(dict(counts)))
+        dataset = Dataset(redacted(title)[-500:], fingerprint[:36], kind, text, profile=json.dumps(dict(counts)))
         used = [DatasetInput(dataset, [InputTag("mlflow.data.context", name)])]
         facts = {"source": text, "fingerprint": fingerprint, **counts}
 

@@ -12,7 +12,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -654,4 +653,3 @@ def test_the_server_of_the_ui_answers_this_machine_only(server: Server) -> None:
 def test_loggers_of_the_libraries_are_silent() -> None:
     assert not logging.getLogger("mlflow.store.db.utils").isEnabledFor(logging.ERROR)
     assert not logging.getLogger("alembic.runtime").isEnabledFor(logging.ERROR)
-    assert tempfile.gettempdir()
