@@ -43,10 +43,10 @@ def demo(
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """The capability continuum in miniature, offline, in minutes: makes three backbones and sweeps each."""
-    from raysft.quiet import disable_progress_bars, libraries_to
+    from raysft.quiet import libraries_quiet, libraries_to
 
     libraries_to(output / "demo" / "raysft.log")
-    disable_progress_bars()
+    libraries_quiet()
     from raysft.demo import make_demo
     from raysft.sweepfile import load
 

@@ -6,7 +6,7 @@ import torch
 
 from raysft.config import BackboneConfig, Job, SweepConfig, TrialConfig
 from raysft.probe import Capability
-from raysft.quiet import disable_progress_bars
+from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
 from raysft.trial import Bench, TrialResult, resolve_threshold
 
@@ -15,7 +15,7 @@ Say = Callable[[str], None]
 
 def bench_here(config: SweepConfig) -> Bench:
     """config: a study's (made by for_backbone); its workers are replaced by this process."""
-    disable_progress_bars()
+    libraries_quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     alone = config.workers.model_copy(update={"count": 1})
     return Bench(config.model_copy(update={"workers": alone}), "plain", Ranks(), device)

@@ -46,11 +46,14 @@ def libraries_to(path: Path) -> Path:
     return path
 
 
-def disable_progress_bars() -> None:
-    """For processes that have imported the libraries already."""
+def libraries_quiet() -> None:
+    """No progress bars and hints in this process, and no guess by DeepSpeed where there is no GPU. Imports torch."""
     import datasets
+    import torch
     import transformers
 
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"  # transformers imports DeepSpeed whenever it saves a model
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()

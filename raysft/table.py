@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from raysft.config import PAPER_BASELINES, SweepConfig
@@ -12,9 +13,9 @@ if TYPE_CHECKING:
 
 def result_table(results: "list[StudyResult]", config: SweepConfig) -> Table:
     metric = config.search.metric
-    table = Table(title=f"{config.name}: {metric}", title_justify="left")
-    table.add_column("backbone")
-    table.add_column("capability", justify="right")
+    table = Table(title=f"{config.name}: {metric}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("backbone", no_wrap=True)
+    table.add_column("capability", justify="right", no_wrap=True)
     baselines = [b for b in PAPER_BASELINES if any(_of(r, b, metric) for r in results)]
     for baseline in baselines:
         table.add_column(baseline.label(), justify="right")

@@ -16,6 +16,7 @@ import ray
 
 from raysft.config import SweepConfig
 from raysft.errors import InputError, TrialFailed
+from raysft.quiet import libraries_quiet
 from raysft.sweep.board import Report, Stop, Wait
 
 # Workers import torch, transformers and deepspeed at once; on few cores that takes longer than Train waits by itself.
@@ -101,8 +102,7 @@ def prepare_process(config: dict[str, Any]) -> None:
 
     import torch
 
-    if not torch.cuda.is_available():
-        os.environ["DS_ACCELERATOR"] = "cpu"
+    libraries_quiet()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(max(1, math.floor(config["workers"]["resources"].get("CPU", 1))))
