@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from raysft.config import ProbeConfig
-from raysft.data import TokenizedData
+from raysft.data.tokenized import TokenizedData
 from raysft.evaluation.forward import batch_logps, spread
 from raysft.ranks import Ranks
 

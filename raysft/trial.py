@@ -15,7 +15,7 @@ import torch
 
 from raysft.backbone import load_model, load_tokenizer
 from raysft.config import Job, SweepConfig, TrialConfig, config_hash, total_steps
-from raysft.data import split
+from raysft.data.tokenized import split
 from raysft.errors import TrialFailed
 from raysft.evaluation import evaluate, load_problems, write_records
 from raysft.objectives import build

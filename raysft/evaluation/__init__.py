@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from raysft.config import SweepConfig
-from raysft.data import TokenizedData
+from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
 from raysft.evaluation.accuracy import Problems, generation_scores, load_problems
 from raysft.evaluation.exact_match import ExactMatch

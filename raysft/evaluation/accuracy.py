@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysft.config import GenerationConfig, SweepConfig
-from raysft.data import Example, TokenizedData, end_token_ids, render_prompt
+from raysft.data.render import end_token_ids, render_prompt
+from raysft.data.sources import Example
+from raysft.data.tokenized import TokenizedData
 from raysft.errors import InputError
 from raysft.evaluation.forward import spread
 from raysft.evaluation.generation import generate

@@ -1,6 +1,6 @@
 """Exact match of the answer's text."""
 
-from raysft.data import Example
+from raysft.data.sources import Example
 from raysft.evaluation.scorers import Scored, Scorer, register
 
 

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from raysft.backbone import token_logp
-from raysft.data import TokenizedData, collate
+from raysft.data.batch import collate
+from raysft.data.tokenized import TokenizedData
 from raysft.ranks import Ranks
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from raysft.data import TokenizedData
+from raysft.data.tokenized import TokenizedData
 from raysft.evaluation.forward import batch_logps
 from raysft.ranks import Ranks
 

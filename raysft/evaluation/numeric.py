@@ -3,7 +3,7 @@
 import re
 from decimal import Decimal
 
-from raysft.data import Example
+from raysft.data.sources import Example
 from raysft.errors import InputError
 from raysft.evaluation.scorers import Scored, Scorer, register, shortened
 

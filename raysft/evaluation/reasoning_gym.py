@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import Any
 
 from raysft.config import ReasoningGymSource
-from raysft.data import Example
+from raysft.data.sources import Example
 from raysft.errors import InputError
 from raysft.evaluation.scorers import Scored, Scorer, register
 

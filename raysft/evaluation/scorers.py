@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from raysft.config import GenerationConfig, Source
-from raysft.data import Example
+from raysft.data.sources import Example
 from raysft.errors import InputError, did_you_mean
 
 _REGISTRY: dict[str, type["Scorer"]] = {}

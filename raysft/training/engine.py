@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from raysft.config import TrainingConfig
-from raysft.data import Batch
+from raysft.data.batch import Batch
 from raysft.training.model import Model, SFTModel
 
 HeadOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]

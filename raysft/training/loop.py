@@ -16,7 +16,9 @@ from typing import Any, Literal
 import torch
 
 from raysft.config import SweepConfig, TrainingConfig
-from raysft.data import Batch, SampleOrder, TokenizedData, collate
+from raysft.data.batch import Batch, collate
+from raysft.data.order import SampleOrder
+from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
 from raysft.ranks import Ranks
 from raysft.training import checkpoint

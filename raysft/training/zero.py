@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from raysft.config import SweepConfig
-from raysft.data import Batch
+from raysft.data.batch import Batch
 from raysft.ranks import Ranks
 from raysft.training.engine import HeadOutput, MakeModel, Model, adamw
 from raysft.training.model import SFTModel

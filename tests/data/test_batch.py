@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysft.data import Batch, collate
+from raysft.data.batch import Batch, collate
 from raysft.objectives import IGNORE_INDEX
 
 

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysft.data import SampleOrder
+from raysft.data.order import SampleOrder
 
 sizes = st.integers(1, 40)
 seeds = st.integers(0, 2**63)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from raysft.data import Example, end_token_ids, render, render_prompt
-from raysft.data.render import render_all
+from raysft.data.render import end_token_ids, render, render_all, render_prompt
+from raysft.data.sources import Example
 from raysft.errors import InputError
 
 TEMPLATES = ["chat", "qwen", "llama3", "deepseek", "plain"]

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysft.config import DataConfig, FileSource, ReasoningGymSource
-from raysft.data import load_examples
-from raysft.data.sources import draw
+from raysft.data.sources import draw, load_examples
 from raysft.errors import InputError
 
 Jsonl = Callable[..., DataConfig]

@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from raysft.data import Example
+from raysft.data.sources import Example
 from raysft.data.templates import FIXED, check_tokens, segments
 from raysft.errors import InputError
 

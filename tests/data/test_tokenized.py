@@ -9,7 +9,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from raysft.config import DataConfig, FileSource, ReasoningGymSource
-from raysft.data import TokenizedData, prepare, render, split
+from raysft.data.render import render
+from raysft.data.tokenized import TokenizedData, prepare, split
 from raysft.errors import InputError
 from raysft.objectives import IGNORE_INDEX
 
