@@ -1,6 +1,7 @@
 """The command line. Imports nothing heavy until a command needs it, so that --help and check answer at once."""
 
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def demo(
         _say(f"Made {file}. Sweep it with: raysft sweep {file}")
         return
     config = load(file, [f"output={output}", f"seed={seed}", *sets])
-    _finish(config, _sweep(config, resume, None), f"raysft demo --output {output} --seed {seed}")
+    _finish(config, _sweep(config, resume, None))
 
 
 @app.command()
@@ -80,7 +81,7 @@ def check(file: File, sets: Sets = []) -> None:  # noqa: B006
 def sweep(file: File, sets: Sets = [], resume: Resume = False, address: Address = None) -> None:  # noqa: B006
     """Search the objective for each backbone of a sweep file."""
     config = _checked(file, sets)
-    _finish(config, _sweep(config, resume, address), _command("sweep", file, sets))
+    _finish(config, _sweep(config, resume, address))
 
 
 @app.command()
@@ -96,25 +97,22 @@ def train(
     in_process: Annotated[bool, typer.Option(help="without Ray and DeepSpeed, in this process")] = False,
 ) -> None:
     """Train one objective on one backbone, with the sweep file's data and settings."""
-    from raysft.config import PowerConfig, SweepConfig, TrialConfig
+    from raysft.config import PowerConfig, TrialConfig
     from raysft.sweepfile import validated
 
     objective = validated(PowerConfig, {"exponent": exponent, "threshold": threshold, "keep": keep}, "train")
     config = _one_backbone(_checked(file, sets), backbone)
-    label = f"{config.name}-train"
-    config = config.model_copy(update={"name": label, "search": config.search.model_copy(update={"trials": 0})})
-    config = config.model_copy(update={"export": "all"})
-
-    def given(study: SweepConfig) -> list[TrialConfig]:
-        rate = study.training.learning_rate
-        return [TrialConfig(objective=objective, learning_rate=rate, seed=study.seed, role="train")]
-
+    study = config.for_backbone(config.backbones[0].name)
+    rate = study.training.learning_rate
+    trial = TrialConfig(objective=objective, learning_rate=rate, seed=study.seed, role="train")
     if in_process:
         from raysft.inprocess import train_here
 
-        train_here(config.for_backbone(config.backbones[0].name), given(config)[0], _say)
+        train_here(study, trial, _say)
         return
-    _finish(config, _sweep(config, resume, address, given), _command("train", file, sets))
+    alone = config.search.model_copy(update={"trials": 0})
+    config = config.model_copy(update={"name": f"{config.name}-{trial.name()}", "search": alone, "export": "all"})
+    _finish(config, _sweep(config, resume, address, lambda study: [trial]))
 
 
 @app.command()
@@ -218,10 +216,6 @@ def _one_backbone(config: "SweepConfig", name: str | None) -> "SweepConfig":
     return config.model_copy(update={"backbones": [chosen]})
 
 
-def _command(command: str, file: Path, sets: list[str]) -> str:
-    return " ".join(["raysft", command, str(file), *(f"--set {s}" for s in sets)])
-
-
 def _sweep(config: "SweepConfig", resume: bool, address: str | None, given: Any = None) -> "list[StudyResult]":
     from rich.console import Console
 
@@ -235,7 +229,7 @@ def _sweep(config: "SweepConfig", resume: bool, address: str | None, given: Any 
     return run_sweep(config, Progress(Console()), resume, address, given)
 
 
-def _finish(config: "SweepConfig", results: "list[StudyResult]", command: str) -> None:
+def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
     """The closing table, and the exit code that the trials deserve."""
     from rich.console import Console
 
@@ -244,9 +238,11 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]", command: str) -
 
     console = Console()
     console.print(result_table(results, config))
-    console.print(f"Compare the runs in MLflow: {ui_command(config)}", highlight=False, soft_wrap=True)
+    console.print(f"Compare the runs in MLflow: {ui_command(config)}", highlight=False, markup=False, soft_wrap=True)
     if any(result.interrupted for result in results):
-        console.print(f"Interrupted. Continue with: {command} --resume", highlight=False, soft_wrap=True)
+        words = [word for word in sys.argv[1:] if word != "--resume"]
+        again = shlex.join(["raysft", *words, "--resume"])
+        console.print(f"Interrupted. Continue with: {again}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(FAILED)
     if any(trial.status == "FAILED" for result in results for trial in result.trials):
         raise typer.Exit(FAILED)

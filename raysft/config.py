@@ -398,6 +398,12 @@ class TrialConfig(Strict):
     role: Literal["baseline", "search", "train"] = "search"
     quantile: Probability | None = Field(default=None, description="of the base model's p that gave the threshold")
 
+    def name(self) -> str:
+        """A name for a folder, e.g. `power-a1-above0.2-lr5e-05-seed0`."""
+        objective = self.objective
+        threshold = "" if objective.threshold is None else f"-{objective.keep}{objective.threshold:g}"
+        return f"{objective.type}-a{objective.exponent:g}{threshold}-lr{self.learning_rate:g}-seed{self.seed}"
+
 
 @dataclass(frozen=True)
 class Job:

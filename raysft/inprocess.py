@@ -26,7 +26,7 @@ def train_here(config: SweepConfig, trial: TrialConfig, say: Say) -> TrialResult
     bench = bench_here(config)
     if trial.objective.threshold_unit == "quantile":
         trial = resolve_threshold(trial, bench.probe())
-    folder = config.folder / config.backbone.name / "in-process" / trial_name(trial)
+    folder = config.folder / config.backbone.name / "in-process" / trial.name()
 
     def report(step: int, metrics: dict[str, float]) -> None:
         say(f"step {step}/{bench.steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in sorted(metrics.items())))
@@ -34,15 +34,6 @@ def train_here(config: SweepConfig, trial: TrialConfig, say: Say) -> TrialResult
     result = bench.run(Job(folder.name, trial, folder), report, export=lambda metrics: True)
     say(f"{trial.objective.label()}: {folder}")
     return result
-
-
-def trial_name(trial: TrialConfig) -> str:
-    """A folder name that differs where the trial does."""
-    objective = trial.objective
-    name = f"{objective.type}-a{objective.exponent:g}"
-    if objective.threshold is not None:
-        name += f"-{objective.keep}{objective.threshold:g}"
-    return f"{name}-lr{trial.learning_rate:g}-seed{trial.seed}"
 
 
 def probe_here(config: SweepConfig, say: Say) -> Capability:

@@ -7,6 +7,7 @@ so a run that resumes at any step goes on bitwise as if it had not stopped.
 
 import json
 import math
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -144,6 +145,7 @@ class Loop:
             "train/kept_share": kept / supervised,
             "train/mean_probability": probability / supervised,
             "train/tokens_per_second": tokens / (time.perf_counter() - started),
+            "train/peak_memory_gib": peak_memory(),
         }
         return metrics, {0: None, 1: "drop", 2: "save"}[int(stop)]
 
@@ -176,6 +178,13 @@ class Loop:
             self.engine.load(folder)
         self.log.cut(step)
         return step
+
+
+def peak_memory() -> float:
+    """GiB that this worker has held at most since it started: on its GPU, or without one in all."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
 
 
 def _sums(output: HeadOutput) -> torch.Tensor:
