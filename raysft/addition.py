@@ -12,7 +12,7 @@ END = "\n"
 FILLERS = ("so ", "then ", "ok ", "now ", "hm ")
 SLIPS, FILLED = 0.25, 0.1  # shares, of solutions and of sums, in the training data
 SUMS = 2  # of units and of tens
-LONGEST = 34  # characters of a solution with two of the longest fillers, its end included
+LONGEST = 32  # characters of a solution with two of the longest fillers, its end included
 
 
 @dataclass(frozen=True)

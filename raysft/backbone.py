@@ -15,6 +15,7 @@ from raysft.errors import InputError
 from raysft.objectives import IGNORE_INDEX, build, linear_objective
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+LOUD = 1000.0  # times the logits: a soft cap leaves small ones nearly alone
 
 
 def _from_pretrained(loader: Any, config: BackboneConfig, **kwargs: Any) -> Any:
@@ -24,11 +25,11 @@ def _from_pretrained(loader: Any, config: BackboneConfig, **kwargs: Any) -> Any:
         )
     except Exception as error:  # the library raises many kinds; the user needs one sentence
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(
-            f"backbone '{config.name}' ({config.path})",
-            f"cannot be loaded: {reason}",
-            "Check path, revision and access.",
-        ) from error
+        raise InputError(_place(config), f"cannot be loaded: {reason}", "Check path, revision and access.") from error
+
+
+def _place(config: BackboneConfig) -> str:
+    return f"backbone '{config.name}' ({config.path})"
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
@@ -39,7 +40,7 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     tokenizer = _from_pretrained(AutoTokenizer, config)
     if tokenizer.eos_token_id is None:
         raise InputError(
-            f"backbone '{config.name}' ({config.path})",
+            _place(config),
             "the tokenizer has no end token, so a response could not be ended.",
             "Set eos_token in its tokenizer_config.json.",
         )
@@ -51,10 +52,16 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
 def load_model(config: BackboneConfig, precision: str = "fp32") -> PreTrainedModel:
     """The backbone in eval mode on the CPU, weights in `precision` ("bf16" or "fp32"), from safetensors only.
 
-    Raises InputError where it cannot be loaded, or where its logits are not hidden states times output weight.
+    Raises InputError where it cannot be loaded whole, or where its logits are not hidden states times output weight.
     """
     _from_pretrained(AutoConfig, config)
-    model = _from_pretrained(AutoModelForCausalLM, config, dtype=DTYPES[precision], use_safetensors=True)
+    model, info = _from_pretrained(
+        AutoModelForCausalLM, config, dtype=DTYPES[precision], use_safetensors=True, output_loading_info=True
+    )
+    if missing := sorted(info["missing_keys"]):  # which the library would fill with random numbers
+        listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        reason = f"weights of a {type(model).__name__} are missing: {listed}."
+        raise InputError(_place(config), reason, "Use a whole causal language model, saved with save_pretrained.")
     model.config.use_cache = False
     _check_head(model, config)
     return model.eval()
@@ -88,14 +95,18 @@ def token_logp(
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
-    place = f"backbone '{config.name}' ({config.path})"
+    place = _place(config)
     output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         raise InputError(place, "has no linear output layer over the vocabulary.", "Use a causal language model.")
     tokens = torch.arange(8).remainder(output.weight.shape[0]).unsqueeze(0)
     mask = torch.ones_like(tokens)
-    own = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
-    ours = output(hidden_states(model, tokens, mask)).float()
+    loud = output.register_forward_hook(lambda *call: LOUD * call[-1])
+    try:
+        own = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
+        ours = output(hidden_states(model, tokens, mask)).float()
+    finally:
+        loud.remove()
     if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
         raise InputError(
             place,

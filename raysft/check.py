@@ -85,8 +85,9 @@ def _count(number: int | None) -> str:
 def _size(number: int | None) -> str:
     if number is None:
         return "known when the weights are fetched"
-    power = min((len(str(number)) - 1) // 3, 4)
-    return f"at most {number / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    rounded = int(float(f"{number:.3g}"))
+    power = min((len(str(rounded)) - 1) // 3, 4)
+    return f"at most {rounded / 1000**power:g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _plan(study: SweepConfig, samples: int | None, shapes: Shapes | None) -> BackbonePlan:

@@ -415,7 +415,10 @@ class Job:
 
 
 def _merge(base: Any, override: Any) -> Any:
+    """The base, replaced key by key; a data source of another kind shares no keys with it."""
     if isinstance(base, dict) and isinstance(override, dict):
+        if override.get("kind", base.get("kind")) != base.get("kind"):
+            return override
         return base | {key: _merge(base.get(key), value) for key, value in override.items()}
     return override
 

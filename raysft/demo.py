@@ -83,7 +83,7 @@ def _made(folder: Path, identity: dict[str, object]) -> bool:
         manifest = json.loads((folder / MANIFEST).read_text())
         files = manifest.pop("files")
         return manifest == identity and all(_digest(folder / name) == digest for name, digest in files.items())
-    except (OSError, ValueError):
+    except (OSError, ValueError, KeyError):
         return False
 
 

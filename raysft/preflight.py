@@ -20,7 +20,7 @@ Shapes = dict[str, list[int]]
 def check_output(folder: Path) -> None:
     """Raises InputError where results could not be written."""
     nearest = folder.absolute()
-    while not nearest.exists() and nearest != nearest.parent:
+    while not os.path.exists(nearest) and nearest != nearest.parent:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise InputError(f"output {folder}", f"'{nearest}' is not a folder.", "Set output to another folder.")
@@ -37,16 +37,23 @@ def check_backbone(study: SweepConfig) -> Shapes | None:
     Raises InputError for a folder that is missing or cannot be loaded from.
     """
     name, path = study.backbone.name, study.backbone.path
-    place, folder = f"backbone '{name}' ({path})", Path(path)
-    if not folder.is_dir():
+    place = f"backbone '{name}' ({path})"
+    try:
+        if Path(path).is_dir():
+            return _check_folder(Path(path), study.data.template, place)
         _check_hub_id(path, place)
         return None
+    except OSError as error:
+        raise InputError(place, f"cannot be read: {error.strerror}.", "Check the path and its permissions.") from None
+
+
+def _check_folder(folder: Path, template: str, place: str) -> Shapes:
     if not (folder / "config.json").is_file():
         merge = "Merge the adapter into its base model first." if (folder / "adapter_config.json").exists() else ""
         raise InputError(place, "the folder has no config.json.", merge or "Name a folder made by save_pretrained.")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise InputError(place, "the folder has no tokenizer.", "Save it there: tokenizer.save_pretrained(folder).")
-    if study.data.template == "chat" and not _has_chat_template(folder):
+    if template == "chat" and not _has_chat_template(folder):
         fix = "Set data.template to a fixed one: qwen, llama3, deepseek or plain."
         raise InputError(place, "its tokenizer has no chat template, which data.template chat needs.", fix)
     return _shapes(folder, place)
@@ -99,6 +106,12 @@ def check_data(data: DataConfig) -> int | None:
     if data.heldout is not None:
         _count_rows(data.heldout, data, data.heldout_samples, 0)
     count = _count_rows(data.train, data, data.train_samples, held)
+    if count is not None and count <= held:
+        from raysft.data.rows import describe
+
+        reason = f"has {count} samples and {held} of them are held out: none is left to train on."
+        fix = "Lower data.heldout_samples, or name a source of its own in data.heldout."
+        raise InputError(describe(data.train), reason, fix)
     return data.train_samples if count is None else min(count - held, data.train_samples or count)
 
 
@@ -108,7 +121,7 @@ def _count_rows(source: Source, data: DataConfig, limit: int | None, skip: int) 
         _check_task(source)
         return source.size
     if not isinstance(source, FileSource):
-        if not Path(source.path).exists():
+        if not os.path.exists(source.path):
             _check_hub_id(source.path, f"data set '{source.path}'")
         return None
     if source.path.suffix.lower() == ".parquet":
@@ -137,6 +150,8 @@ def _check_parquet(path: Path, data: DataConfig) -> int:
         if field not in file.schema_arrow.names:
             fix = f"{did_you_mean(field, file.schema_arrow.names)} The name is set with data.{key}."
             raise InputError(str(path), f"field '{field}' is missing.", fix)
+    if file.metadata.num_rows == 0:
+        raise InputError(str(path), "holds no samples.")
     return file.metadata.num_rows
 
 

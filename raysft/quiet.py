@@ -42,7 +42,7 @@ def libraries_to(path: Path) -> Path:
         logger.propagate = False
     own = logging.StreamHandler()
     own.setFormatter(logging.Formatter("raysft: %(message)s"))
-    logging.getLogger("raysft").addHandler(own)
+    logging.getLogger("raysft").handlers = [own]  # one, also where this is called again for another file
     return path
 
 

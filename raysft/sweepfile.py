@@ -116,7 +116,8 @@ def _overrides_refused(config: SweepConfig) -> list[Refusal]:
         if unknown or not backbone.overrides:
             continue
         try:
-            config.for_backbone(backbone.name)
+            study = config.for_backbone(backbone.name)
+            found += _booleans_refused(backbone.overrides, study.model_dump(mode="json"), here)
         except ValidationError as error:
             for refusal in refusals(SweepConfig, error):
                 inside = bool(refusal.loc) and refusal.loc[0] in backbone.overrides

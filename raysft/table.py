@@ -12,18 +12,20 @@ if TYPE_CHECKING:
 
 
 def result_table(results: "list[StudyResult]", config: SweepConfig) -> Table:
+    """At most 80 columns wide for names of up to 12 characters."""
     metric = config.search.metric
     table = Table(title=f"{config.name}: {metric}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.padding = (0, 0, 0, 1)
     table.add_column("backbone", no_wrap=True)
     table.add_column("capability", justify="right", no_wrap=True)
     baselines = [b for b in PAPER_BASELINES if any(_of(r, b, metric) for r in results)]
     for baseline in baselines:
-        table.add_column(baseline.label(), justify="right")
-    table.add_column("best", justify="right")
-    table.add_column("its objective", no_wrap=True)
+        table.add_column(baseline.label(), justify="right", min_width=6)
+    table.add_column("best", justify="right", min_width=5)
+    table.add_column("objective", min_width=15)
     for result in results:
         best = result.best
-        found = (f"{best.metrics[metric]:.4f}", best.trial.objective.label()) if best else ("", "none finished")
+        found = (f"{best.metrics[metric]:.3f}", best.trial.objective.label()) if best else ("", "none finished")
         cells = [_of(result, baseline, metric) for baseline in baselines]
         table.add_row(result.backbone, f"{result.capability.mean_probability:.3f}", *cells, *found)
     return table
@@ -34,4 +36,4 @@ def _of(result: "StudyResult", objective: object, metric: str) -> str:
     row: TrialRow | None = next((r for r in result.trials if r.trial.objective == objective), None)
     if row is None:
         return ""
-    return f"{row.metrics[metric]:.4f}" if row.status == "FINISHED" else row.status.lower()
+    return f"{row.metrics[metric]:.3f}" if row.status == "FINISHED" else row.status.lower()

@@ -55,6 +55,8 @@ SET_UP_SECONDS = 120.0  # that a first use waits for another process's
 LONGEST_PAUSE_SECONDS = 8.0  # between two attempts
 END_SECONDS = 30.0  # that the end of a study waits for an MLflow that does not answer
 
+OPENS_AS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's pages for training runs
+
 FIX = (
     "Correct tracking.uri or start its server (mlflow server --host 127.0.0.1), or leave tracking.uri out: "
     "runs then go to sqlite under the output folder."
@@ -449,7 +451,7 @@ def _connect_once(uri: str) -> None:
 def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Any:
     if (found := client.get_experiment_by_name(name)) is None:
         try:
-            return client.get_experiment(client.create_experiment(name, artifacts))
+            return client.get_experiment(client.create_experiment(name, artifacts, OPENS_AS))
         except MlflowException:  # another process, on another machine, was first
             if (found := client.get_experiment_by_name(name)) is None:
                 raise

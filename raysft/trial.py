@@ -9,14 +9,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from raysft.backbone import load_model, load_tokenizer
 from raysft.config import Job, SweepConfig, TrialConfig, config_hash, total_steps
 from raysft.data.tokenized import split
-from raysft.errors import TrialFailed
+from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import evaluate, load_problems, write_records
 from raysft.objectives import build
 from raysft.probe import Capability, probe
@@ -48,6 +48,7 @@ class Bench:
         load_problems(self.base, self.tokenizer, self.heldout, config)  # refuses now what could not be scored later
         self.steps = total_steps(config.training, len(self.train))
         self.pad_id = int(self.tokenizer.pad_token_id)
+        self._check_vocabulary()
         self._agree("the configuration and data", config_hash(config, self._data_identity()))
 
     def probe(self) -> Capability:
@@ -157,6 +158,22 @@ class Bench:
 
     def _data_identity(self) -> dict[str, str]:
         return {"train": self.train.fingerprint, "heldout": self.heldout.fingerprint}
+
+    def _check_vocabulary(self) -> None:
+        """Raises InputError for a token that the model has no embedding for. Tokens that are not used may lack one."""
+        embeddings = cast(torch.nn.Embedding, self.base.get_input_embeddings())
+        rows = embeddings.num_embeddings
+        if max(self.tokenizer.get_vocab().values()) < rows:
+            return
+        parts = (self.train, self.heldout)
+        highest = max(self.pad_id, *(int(part.sample(i)[0].max()) for part in parts for i in range(len(part))))
+        if highest >= rows:
+            token = self.tokenizer.convert_ids_to_tokens(highest)
+            raise InputError(
+                f"backbone '{self.config.backbone.name}' ({self.config.backbone.path})",
+                f"its tokenizer writes token {highest} ('{token}'), but the model has embeddings for {rows}.",
+                "Save the model with an embedding for every token (resize_token_embeddings), or its own tokenizer.",
+            )
 
     def _agree(self, what: str, value: str) -> None:
         values = self.ranks.gather(value)

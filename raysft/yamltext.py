@@ -99,6 +99,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def text(self, value: str) -> yaml.Node:
+        """Breaks of a line that YAML would fold are written as escapes."""
+        return self.represent_scalar(_TAG + "str", value, style='"' if re.search("[\x85\u2028\u2029]", value) else None)
+
+
+_Dumper.add_representer(str, _Dumper.text)
+
 
 @_resolve_as_yaml_1_2
 class _Loader(yaml.SafeLoader):

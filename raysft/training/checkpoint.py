@@ -64,7 +64,7 @@ def _latest(root: Path) -> tuple[Path, dict[str, Any]] | None:
     for folder in sorted(root.glob("step-*"), reverse=True):
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
-            whole = _describe(folder) == manifest["files"]
+            whole = manifest["files"] == _describe(folder) and f"step-{manifest['step']:08d}" == folder.name
         except (OSError, ValueError, KeyError):
             whole = False
         if whole:

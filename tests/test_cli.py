@@ -1,0 +1,259 @@
+"""The command line as a user meets it: real processes, their output, exit codes, and what they import."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+import raysft
+from raysft.config import SweepConfig
+from raysft.sweepfile import dump, load
+
+HEAVY = {"torch", "ray", "transformers", "datasets", "mlflow", "deepspeed", "optuna", "numpy", "reasoning_gym"}
+ENVIRONMENT = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+Done = subprocess.CompletedProcess[str]
+
+
+def start(*arguments: str, options: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    command = [sys.executable, *options, "-m", "raysft", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def finish(process: subprocess.Popen[str]) -> Done:
+    out, err = process.communicate(timeout=300)
+    return Done(process.args, process.returncode, out, err)
+
+
+def raysft_(*arguments: str) -> Done:
+    return finish(start(*arguments))
+
+
+def refused(done: Done) -> str:
+    """The one sentence or so that a refusal is."""
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.fixture(scope="module")
+def sweep_file(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, additions: Path) -> Path:
+    """A sweep of two tiny backbones, written with all defaults."""
+    folder = tmp_path_factory.mktemp("cli")
+    values: dict[str, Any] = {
+        "name": "tiny",
+        "output": str(folder / "runs"),
+        "backbones": [{"name": name, "path": str(tiny_backbone)} for name in ("one", "two")],
+        "data": {
+            "train": {"kind": "file", "path": str(additions / "train.jsonl")},
+            "heldout": {"kind": "file", "path": str(additions / "heldout.jsonl")},
+            "template": "plain",
+            "max_length": 64,
+        },
+        "training": {"steps": 4, "global_batch_size": 8, "precision": "fp32", "learning_rate": 1e-3},
+        "evaluation": {"generation": {"answer_pattern": "#(\\d+)", "problems": 4, "max_new_tokens": 8}},
+        "search": {"trials": 2},
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(dump(SweepConfig.model_validate(values)))
+    return path
+
+
+# --- light ----------------------------------------------------------------------------------------------------------
+
+
+def imported(*arguments: str) -> set[str]:
+    """The top-level packages that a command imports."""
+    done = finish(start(*arguments, options=("-X", "importtime")))
+    assert done.returncode == 0
+    return {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("train", "--help"), ("schema",)], ids=" ".join)
+def test_what_needs_no_library_imports_none(arguments: tuple[str, ...]) -> None:
+    packages = imported(*arguments)
+    assert {"raysft", "typer"} <= packages
+    assert packages & HEAVY == set()
+
+
+def test_check_imports_no_library_for_files_and_tasks(tmp_path: Path) -> None:
+    """A hub backbone over local rows, as in sweeps/your-data.yaml, and generated data, as in sweeps/figlet.yaml."""
+    rows = tmp_path / "train.jsonl"
+    rows.write_text(json.dumps({"prompt": "p", "response": "r"}) + "\n" * 2)
+    sweeps = Path(__file__).parents[1] / "sweeps"
+    source = f"data={{train: {{kind: file, path: {rows}}}, heldout: {{kind: file, path: {rows}}}, template: plain}}"
+    output = f"output={tmp_path}/runs"
+    assert (
+        imported("check", str(sweeps / "your-data.yaml"), "--set", source, "--set", output) & HEAVY - {"numpy"} == set()
+    )
+    assert imported("check", str(sweeps / "figlet.yaml"), "--set", output) & HEAVY == set()
+
+
+def test_version() -> None:
+    done = raysft_("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"raysft {raysft.__version__}\n", "")
+
+
+def test_help_names_every_command() -> None:
+    done = raysft_("--help")
+    assert done.returncode == 0
+    commands = re.findall(r"^  ([a-z]+)  +[A-Z]", done.stdout, re.MULTILINE)
+    assert {"demo", "check", "probe", "train", "sweep", "evaluate", "submit", "schema"} <= set(commands)
+
+
+def test_schema_is_json_that_fits_a_sweep_file(sweep_file: Path) -> None:
+    done = raysft_("schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    Draft202012Validator(json.loads(done.stdout)).validate(load(sweep_file).model_dump(mode="json"))
+
+
+def test_check_prints_the_plan(sweep_file: Path) -> None:
+    done = raysft_("check", str(sweep_file), "--set", "training.steps=20")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [re.split(r" {2,}", line.strip()) for line in done.stdout.splitlines()]
+    assert ["trials", "12"] in rows
+    assert rows.count(["trials", "6 (4 baselines, 2 searched)"]) == 2
+    assert rows.count(["steps of a trial", "at most 20"]) == 2
+    assert rows.count(["tokens of a trial", "at most 10,240"]) == 2
+    assert not (sweep_file.parent / "runs").exists()
+
+
+# --- refused --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["check", "train", "sweep"])
+def test_a_bad_key_is_refused_in_one_line(sweep_file: Path, tmp_path: Path, command: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(sweep_file.read_text() + "trainig: {}\n")
+    line = refused(raysft_(command, str(path)))
+    number = len(path.read_text().splitlines())
+    assert line == f"raysft: {path} line {number}: trainig: 'trainig' is not a key here. Did you mean 'training'?"
+
+
+def test_several_errors_are_listed_below_each_other(sweep_file: Path) -> None:
+    done = raysft_("check", str(sweep_file), "--set", "seed=-1", "--set", "export=bset")
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"raysft: {sweep_file}: 2 errors:",
+        "  --set seed=-1: must be at least 0, not -1. The default is 0.",
+        "  --set export=bset: must be 'best', 'all' or 'none', not 'bset'. Did you mean 'best'?",
+    ]
+
+
+def test_an_unreadable_file_is_refused(sweep_file: Path) -> None:
+    missing = sweep_file.with_name("tyni.yaml")
+    line = refused(raysft_("check", str(missing)))
+    assert line == f"raysft: {missing}: does not exist. Did you mean '{sweep_file}'?"
+    line = refused(raysft_("check", str(sweep_file.parent)))
+    assert line == f"raysft: {sweep_file.parent}: cannot be read: Is a directory. Name a readable YAML file."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--backbone", "on"), "raysft: --backbone: 'on' is not in the file. Did you mean 'one'?"),
+        (("--keep", "over"), "raysft: train keep: must be 'above' or 'below', not 'over'. Did you mean 'above'?"),
+        (("--threshold", "2"), "raysft: train threshold: must be at most 1, not 2. The default is null."),
+        (("--exponent", "nan"), "raysft: train exponent: must be a finite number, not nan. The default is 0."),
+        (("--set", "x"), "raysft: --set x: is not of the form key=value. Write, for example, --set training.steps=20."),
+    ],
+)
+def test_wrong_options_are_refused(sweep_file: Path, arguments: tuple[str, ...], said: str) -> None:
+    assert refused(raysft_("train", str(sweep_file), "--in-process", *arguments)) == said
+
+
+def test_bad_data_are_refused_before_a_library_is_imported(sweep_file: Path, additions: Path) -> None:
+    process = start("train", str(sweep_file), "--set", "data.response=respones", options=("-X", "importtime"))
+    done = finish(process)
+    assert done.returncode == 2
+    *imports, said = done.stderr.splitlines()
+    assert f"{additions / 'heldout.jsonl'} line 1: field 'respones' is missing. Did you mean 'response'?" in said
+    assert {line.rpartition("|")[2].strip() for line in imports}.isdisjoint({"torch", "ray", "transformers"})
+
+
+@pytest.mark.parametrize(("arguments", "named"), [(("chekc",), "chekc"), (("check", "x.yaml", "--stes"), "--stes")])
+def test_an_unknown_command_or_option_is_refused(arguments: tuple[str, ...], named: str) -> None:
+    done = raysft_(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert named in done.stderr
+
+
+# --- work in one process --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def done(sweep_file: Path) -> dict[str, Done]:
+    """The second backbone trained and the first probed, side by side; then an evaluation of what was trained."""
+    settings = ["--exponent", "0.5", "--threshold", "0.01", "--backbone", "two", "--set", "training.checkpoint_every=2"]
+    started = {
+        "train": start("train", str(sweep_file), "--in-process", *settings),
+        "probe": start("probe", str(sweep_file)),
+    }
+    finished = {name: finish(process) for name, process in started.items()}
+    assert {name: d.returncode for name, d in finished.items()} == {"train": 0, "probe": 0}, finished
+    evaluated = raysft_("evaluate", str(sweep_file), "--model", str(trained_folder(finished["train"]) / "model"))
+    assert evaluated.returncode == 0, evaluated.stderr
+    return finished | {"evaluate": evaluated}
+
+
+def trained_folder(done: Done) -> Path:
+    """The folder that the last line of a training names."""
+    return Path(done.stdout.splitlines()[-1].partition(": ")[2])
+
+
+def test_train_reports_its_steps_and_keeps_everything_in_the_folder_it_names(
+    done: dict[str, Done], sweep_file: Path
+) -> None:
+    *steps, last = done["train"].stdout.splitlines()
+    assert [line.split()[1] for line in steps] == ["2/4", "4/4"]
+    assert "eval/accuracy" in steps[-1]
+    assert last.startswith("exponent 0.5, p >= 0.01: ")
+    folder = trained_folder(done["train"])
+    assert folder.is_relative_to(sweep_file.parent / "runs" / "tiny" / "two")
+    trial = json.loads((folder / "trial.json").read_text())
+    assert (trial["objective"]["exponent"], trial["objective"]["threshold"]) == (0.5, 0.01)
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 4
+    assert {"result.json", "completions.jsonl.gz", "model"} <= {file.name for file in folder.iterdir()}
+
+
+def test_the_exported_model_loads_and_differs_from_its_backbone(done: dict[str, Done], tiny_backbone: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = trained_folder(done["train"]) / "model"
+    model, base = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, tiny_backbone))
+    tokens = AutoTokenizer.from_pretrained(folder)("1+2?", return_tensors="pt")["input_ids"]
+    assert tokens.shape == (1, 4)
+    with torch.no_grad():
+        trained, untrained = model(tokens).logits, base(tokens).logits
+    assert trained.shape == untrained.shape
+    assert not torch.allclose(trained, untrained, atol=1e-3)
+
+
+def test_evaluating_the_exported_model_gives_the_trials_own_scores(done: dict[str, Done]) -> None:
+    printed = dict(line.split() for line in done["evaluate"].stdout.splitlines())
+    result = json.loads((trained_folder(done["train"]) / "result.json").read_text())
+    scores = {name: f"{value:.4f}" for name, value in result["metrics"].items() if name.startswith("eval/")}
+    assert {"eval/nll", "eval/accuracy", "eval/mean_probability"} <= scores.keys()
+    assert printed == scores
+
+
+def test_probe_prints_the_capability(done: dict[str, Done], sweep_file: Path, tiny_backbone: Path) -> None:
+    from raysft.inprocess import bench_here
+
+    printed = dict(re.split(r" {2,}", line, maxsplit=1) for line in done["probe"].stdout.splitlines())
+    assert printed["backbone"] == f"one ({tiny_backbone})"
+    capability = bench_here(load(sweep_file).for_backbone("one")).probe()
+    assert printed["capability"].startswith(f"{capability.mean_probability:.4f} ")
+    assert printed["probed"] == f"64 samples, {capability.tokens} supervised tokens"
+
+
+def test_work_that_succeeds_says_nothing_on_stderr(done: dict[str, Done]) -> None:
+    assert {name: d.stderr for name, d in done.items()} == {"train": "", "probe": "", "evaluate": ""}

@@ -1,0 +1,140 @@
+"""The files in sweeps/ load, are what the JSON schema describes, and mean what their comments say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+import raysft
+from raysft.check import check
+from raysft.config import PAPER_BASELINES, LoraConfig, Range, ReasoningGymSource
+from raysft.errors import InputError
+from raysft.sweepfile import dump, load, schema
+from raysft.yamltext import parse
+
+FOLDER = Path(__file__).parents[1] / "sweeps"
+FILES = sorted(FOLDER.glob("*.yaml"))
+SETTING = re.compile(r"""--set (?:'([^']+)'|([^\s;]+))""")
+
+
+def comments(path: Path) -> str:
+    """The text of the comments, commands that go on in the next line joined."""
+    lines = [line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#")]
+    return "\n".join(lines).replace("\\\n", " ")
+
+
+def test_the_files_are_found() -> None:
+    assert {path.stem for path in FILES} >= {"debug", "demo", "figlet", "gsm8k", "your-data"}
+    assert [path for path in FOLDER.iterdir() if path.suffix != ".yaml"] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_file_loads_under_its_own_name(path: Path) -> None:
+    config = load(path)
+    assert config.name == path.stem
+    assert config.output == Path("runs")
+    for backbone in config.backbones:
+        assert config.for_backbone(backbone.name).backbone.name == backbone.name
+    assert config.all_baselines() == list(PAPER_BASELINES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_file_is_as_the_schema_says(path: Path) -> None:
+    validator = Draft202012Validator(json.loads(schema()))
+    validator.validate(parse(path.read_text(), str(path)).values)
+    validator.validate(yaml.safe_load(dump(load(path))))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_settings_that_its_comments_name_are_valid(path: Path) -> None:
+    found = [(quoted or bare).rstrip(".") for quoted, bare in SETTING.findall(path.read_text().replace("\\\n#", " "))]
+    settings = [s for s in found if not s.endswith("=")]  # without those left to be filled in: path=...
+    config = load(path, settings)
+    assert (config == load(path)) == (settings == [])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_the_commands_that_its_comments_name_exist(path: Path) -> None:
+    named = set(re.findall(r"raysft ([a-z]+) (?:sweeps/)?([\w.-]*)", comments(path)))
+    assert named
+    for command, file in named:
+        assert command in ("sweep", "submit", "check", "demo", "schema")
+        assert not file.endswith(".yaml") or file == path.name
+
+
+def test_the_demo_that_comes_with_the_package_is_the_one_shown() -> None:
+    assert (Path(raysft.__file__).parent / "demo.yaml").read_text() == (FOLDER / "demo.yaml").read_text()
+
+
+def test_files_over_the_demos_materials_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "debug"):
+        with pytest.raises(InputError, match="raysft demo --only-materials"):
+            check(load(FOLDER / f"{name}.yaml"))
+
+
+def test_figlet_is_the_papers_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40,000 words of two to five letters, one epoch in batches of 256; no training item is held out."""
+    monkeypatch.chdir(tmp_path)
+    config = load(FOLDER / "figlet.yaml")
+    (plan,) = check(config).backbones
+    assert (plan.samples, plan.steps, plan.trials) == (40_000, 156, 20)
+    train, heldout = config.data.train, config.data.heldout
+    assert isinstance(train, ReasoningGymSource)
+    assert isinstance(heldout, ReasoningGymSource)
+    assert train.params == heldout.params
+    assert heldout.seed >= train.seed + train.size
+
+
+def test_gsm8k_reads_local_files_as_its_comment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    row = json.dumps({"question": "1 + 1?", "answer": "1 + 1 = 2\n#### 2"})
+    for name, count in (("train", 130), ("test", 20)):
+        Path(f"{name}.jsonl").write_text(f"{row}\n" * count)
+    sources = [
+        f"data.{key}={{kind: file, path: {name}.jsonl}}" for key, name in (("train", "train"), ("heldout", "test"))
+    ]
+    (plan,) = check(load(FOLDER / "gsm8k.yaml", sources)).backbones
+    assert (plan.samples, plan.steps) == (130, 2)
+
+
+def test_the_shared_copy_of_gsm8k_fits_the_file() -> None:
+    """Where the real rows lie beside the repository, they are what the file expects."""
+    path = FOLDER.parents[1] / "shared" / "data" / "gsm8k" / "test.jsonl"
+    if not path.exists():
+        pytest.skip("no copy of GSM8K beside the repository")
+    source = f"{{kind: file, path: {json.dumps(str(path))}}}"
+    (plan,) = check(load(FOLDER / "gsm8k.yaml", [f"data.train={source}", f"data.heldout={source}"])).backbones
+    assert plan.samples == 1319
+
+
+def test_what_your_data_leaves_commented_out_is_valid(tmp_path: Path) -> None:
+    text = re.sub(r"^( +)# (?=(  )?[a-z_]+: )", r"\1", (FOLDER / "your-data.yaml").read_text(), flags=re.MULTILINE)
+    path = tmp_path / "filled.yaml"
+    path.write_text(re.sub(r"^( +)# (?=overrides:)", r"\1", text, flags=re.MULTILINE))
+    config = load(path)
+    assert config.backbones[0].revision == "main"
+    assert config.for_backbone("smollm2-135m").training.learning_rate == 2e-5
+    assert config.data.heldout is not None
+    assert config.data.messages == "messages"
+    assert config.space.threshold == Range(low=0.05, high=0.5)
+    assert config.space.learning_rate == Range(low=1e-5, high=1e-4, log=True)
+    assert config.training.lora == LoraConfig(rank=16, alpha=32)
+    assert config.evaluation.generation is not None
+    assert config.evaluation.generation.answer_pattern == "#### (.+)"
+
+
+def test_your_data_finds_mistakes_in_ones_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(FOLDER / "your-data.yaml")
+    with pytest.raises(InputError, match=r"^data/train.jsonl: does not exist\."):
+        check(config)
+    rows: list[dict[str, Any]] = [{"prompt": f"{i}?", "response": f"{i}"} for i in range(300)]
+    Path("data").mkdir()
+    Path("data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (plan,) = check(config).backbones
+    assert (plan.samples, plan.steps, plan.tokens) == (300 - 256, 1, 64 * 1024)
