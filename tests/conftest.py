@@ -25,12 +25,13 @@ def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_backbone(folder: Path, seed: int = 0, tie: bool = True) -> Path:
     import torch
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     vocabulary = {"<pad>": 0} | {c: i + 1 for i, c in enumerate(CHARACTERS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="\n").save_pretrained(folder)
     torch.manual_seed(seed)
     config = LlamaConfig(
