@@ -32,9 +32,14 @@ QUICK = Recipe(
 NAMES = ("strong", "mid", "weak")
 
 
-@pytest.fixture(autouse=True)
-def _quiet() -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _quiet_and_on_one_thread() -> Iterator[None]:
+    """More threads on models this small only wait for each other."""
     libraries_quiet()
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -49,7 +54,6 @@ def threads() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The materials of seed 0. Tests read them only."""
-    libraries_quiet()
     return make_demo(tmp_path_factory.mktemp("demo") / "materials", 0, print, QUICK).parent
 
 
@@ -165,6 +169,6 @@ def test_accuracy_counts_right_answers() -> None:
     """A model that has learned one problem by heart, and answers every other with its solution."""
     tokenizer, seen, other = character_tokenizer(), (47, 85), (12, 34)
     training = _Pretraining(new_model(tokenizer, 0), tokenizer, random.Random(0), replace(QUICK, warmup=1))
-    training.run(100, lambda rng: addition.prompt(seen) + addition.solution(seen, rng))
+    training.run(60, lambda rng: addition.prompt(seen) + addition.solution(seen, rng))
     assert accuracy(training.model, tokenizer, [seen], seed=0, samples=3) == 1
     assert accuracy(training.model, tokenizer, [seen, other], seed=0) == 0.5

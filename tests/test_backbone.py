@@ -1,0 +1,260 @@
+"""Backbones that cannot be used are refused by name; those that can give the log p that their own logits give."""
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from raysft.backbone import decoder, hidden_states, load_model, load_tokenizer, token_logp
+from raysft.config import BackboneConfig
+from raysft.errors import InputError
+from raysft.quiet import libraries_quiet
+
+SHAPE = {
+    "vocab_size": 46,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GEMMA = {**SHAPE, "head_dim": 8}
+BERT = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
+GPT2 = {"vocab_size": 46, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
+T5 = {"vocab_size": 46, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
+    libraries_quiet()
+
+
+@pytest.fixture
+def copy(tiny_backbone: Path, tmp_path: Path) -> Path:
+    """The tiny backbone in a folder that may be damaged."""
+    return Path(shutil.copytree(tiny_backbone, tmp_path / "copy"))
+
+
+def named(folder: Path | str) -> BackboneConfig:
+    return BackboneConfig(name="mine", path=str(folder))
+
+
+def refusal(read: Callable[[BackboneConfig], Any], folder: Path | str) -> InputError:
+    with pytest.raises(InputError) as caught:
+        read(named(folder))
+    assert caught.value.place == f"backbone 'mine' ({folder})"
+    assert caught.value.fix
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def edit(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    values = json.loads(file.read_text())
+    change(values)
+    file.write_text(json.dumps(values))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def saved(model: PreTrainedModel, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    return folder
+
+
+# --- tokenizers -----------------------------------------------------------------------------------------------------
+
+
+def test_missing_tokenizer_is_refused(copy: Path) -> None:
+    for file in copy.glob("tokenizer*"):
+        file.unlink()
+    assert "cannot be loaded" in refusal(load_tokenizer, copy).reason
+
+
+def test_damaged_tokenizer_is_refused(copy: Path) -> None:
+    file = copy / "tokenizer.json"
+    file.write_text(file.read_text()[:100])
+    assert "cannot be loaded" in refusal(load_tokenizer, copy).reason
+
+
+def test_tokenizer_without_end_token_is_refused(copy: Path) -> None:
+    edit(copy / "tokenizer_config.json", lambda values: values.pop("eos_token"))
+    assert "no end token" in refusal(load_tokenizer, copy).reason
+
+
+def test_tokenizer_without_pad_token_pads_with_the_end_token(copy: Path) -> None:
+    assert load_tokenizer(named(copy)).pad_token == "<pad>"
+    edit(copy / "tokenizer_config.json", lambda values: values.pop("pad_token"))
+    tokenizer = load_tokenizer(named(copy))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def test_missing_folder_and_hub_id_out_of_reach_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", "nobody-at-all/no-such-model"):
+        for read in (load_model, load_tokenizer):
+            assert "cannot be loaded" in refusal(read, path).reason
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "config.json").unlink(),
+        lambda folder: (folder / "config.json").write_text("{"),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100),
+        lambda folder: edit(folder / "config.json", lambda values: values.update(vocab_size=20)),
+        lambda folder: edit(folder / "config.json", lambda values: values.update(model_type="no-such-type")),
+        lambda folder: edit_weights(folder, lambda w: w.update({"model.norm.weight": torch.zeros(3)})),
+    ],
+    ids=["no config", "bad config", "no weights", "bad weights", "other vocabulary", "unknown type", "other shape"],
+)
+def test_damaged_model_is_refused(copy: Path, damage: Callable[[Path], object]) -> None:
+    damage(copy)
+    assert "cannot be loaded" in refusal(load_model, copy).reason
+
+
+def test_truncated_weights_are_refused(copy: Path) -> None:
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-8])
+    assert "cannot be loaded" in refusal(load_model, copy).reason
+
+
+def test_pickled_weights_are_not_read(copy: Path) -> None:
+    torch.save(load_file(copy / "model.safetensors"), copy / "pytorch_model.bin")
+    (copy / "model.safetensors").unlink()
+    assert "safetensors" in refusal(load_model, copy).reason
+
+
+def test_missing_weights_are_refused_and_not_drawn_at_random(copy: Path) -> None:
+    edit_weights(copy, lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"))
+    assert "are missing: model.layers.1.mlp.up_proj.weight." in refusal(load_model, copy).reason
+
+
+def test_weights_of_no_use_are_left_alone(copy: Path) -> None:
+    edit_weights(copy, lambda weights: weights.update({"something.else": torch.zeros(3)}))
+    assert load_model(named(copy)).num_parameters() > 0
+
+
+def test_classifier_and_translator_are_refused(tmp_path: Path) -> None:
+    classifier = saved(LlamaForSequenceClassification(LlamaConfig(**SHAPE)), tmp_path / "classifier")
+    assert "are missing: lm_head.weight" in refusal(load_model, classifier).reason
+    translator = saved(T5ForConditionalGeneration(T5Config(**T5)), tmp_path / "translator")
+    assert "cannot be loaded" in refusal(load_model, translator).reason
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=30.0)),
+        (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=0.5)),
+        (GraniteForCausalLM, GraniteConfig(**SHAPE, logits_scaling=8.0)),
+        (CohereForCausalLM, CohereConfig(**SHAPE, logit_scale=0.0625)),
+        (BertLMHeadModel, BertConfig(**BERT, is_decoder=True)),
+    ],
+    ids=["soft cap", "hard cap", "divided", "multiplied", "transformed"],
+)
+def test_logits_that_are_not_hidden_times_weight_are_refused(
+    tmp_path: Path, model: type[PreTrainedModel], config: Any, precision: str
+) -> None:
+    """Also a cap that the small logits of an untrained model hardly feel."""
+    torch.manual_seed(0)
+    folder = saved(model(config), tmp_path / "model")
+    error = refusal(lambda c: load_model(c, precision), folder)
+    assert error.reason.startswith(f"{model.__name__} changes its logits")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=None)),
+        (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA)),
+        (GraniteForCausalLM, GraniteConfig(**SHAPE, logits_scaling=1.0)),
+        (GPT2LMHeadModel, GPT2Config(**GPT2)),
+        (PhiForCausalLM, PhiConfig(**SHAPE)),
+        (Qwen3ForCausalLM, Qwen3Config(**GEMMA)),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_other_architectures_load_and_give_their_own_log_p(
+    tmp_path: Path, model: type[PreTrainedModel], config: Any, precision: str
+) -> None:
+    """Phi has a bias in its output layer, GPT-2 calls its decoder by another name, the Gemmas tie and scale."""
+    torch.manual_seed(0)
+    loaded = load_model(named(saved(model(config), tmp_path / "model")), precision)
+    assert loaded.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    assert not loaded.training
+    if loaded.get_output_embeddings().bias is not None:
+        torch.nn.init.normal_(loaded.get_output_embeddings().bias)
+    compare_with_naive(loaded, tolerance=1e-5 if precision == "fp32" else 0.03)
+
+
+# --- log p ----------------------------------------------------------------------------------------------------------
+
+
+def compare_with_naive(model: PreTrainedModel, tolerance: float) -> None:
+    """token_logp against a softmax of the model's own logits in float64, one sample at a time and without padding."""
+    torch.manual_seed(1)
+    tokens = torch.randint(2, 46, (3, 9))
+    mask = torch.zeros_like(tokens)
+    labels = torch.full_like(tokens, -100)
+    expected = []
+    exact = deepcopy(model).double() if model.dtype == torch.float32 else model
+    for row, (length, start) in enumerate([(9, 4), (5, 1), (2, 1)]):
+        mask[row, :length] = 1
+        labels[row, start:length] = tokens[row, start:length]
+        with torch.no_grad():
+            logits = exact(input_ids=tokens[row : row + 1, :length]).logits[0].double()
+        logp = torch.log_softmax(logits, dim=-1)
+        expected += [logp[at - 1, tokens[row, at]] for at in range(start, length)]
+    found = token_logp(model, tokens, labels, mask)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    torch.testing.assert_close(found.double(), torch.stack(expected), rtol=tolerance, atol=tolerance)
+
+
+def test_log_p_is_that_of_the_logits(tiny_backbone: Path) -> None:
+    model = load_model(named(tiny_backbone))
+    compare_with_naive(model, 1e-5)
+    assert decoder(model) is model.model
+    tokens = torch.randint(0, 46, (2, 5))
+    assert hidden_states(model, tokens, torch.ones_like(tokens)).shape == (2, 5, 32)

@@ -1,0 +1,265 @@
+"""One bench, trial after trial; what stops it; and workers that do not agree."""
+
+import gzip
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from raysft.config import Job, LoraConfig, PowerConfig, SweepConfig, TrialConfig
+from raysft.errors import InputError, TrialFailed
+from raysft.inprocess import bench_here
+from raysft.objectives import Power, build
+from raysft.probe import Capability
+from raysft.quiet import libraries_quiet
+from raysft.ranks import Ranks
+from raysft.trial import Bench, objective_parameters, resolve_threshold
+
+Make = Callable[..., SweepConfig]
+CAPABILITY = Capability(0.5, -1.0, 0.45, 1000, 10, [(i / 100) ** 2 for i in range(101)], [50] * 20)
+GENERATION = {"answer_pattern": r"#(\d+)", "max_new_tokens": 4}
+PROBABILITIES = st.floats(0, 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_one_thread() -> Iterator[None]:
+    """More threads on a model this small only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trial_of(objective: PowerConfig, seed: int = 0, rate: float = 3e-3) -> TrialConfig:
+    return TrialConfig(objective=objective, learning_rate=rate, seed=seed)
+
+
+def job(folder: Path, trial: TrialConfig) -> Job:
+    return Job(folder.name, trial, folder)
+
+
+# --- thresholds -----------------------------------------------------------------------------------------------------
+
+
+@given(PROBABILITIES, st.sampled_from(["above", "below"]))
+def test_a_quantile_becomes_the_base_models_probability(quantile: float, keep: Any) -> None:
+    asked = trial_of(PowerConfig(exponent=2, threshold=quantile, keep=keep, threshold_unit="quantile"))
+    resolved = resolve_threshold(asked, CAPABILITY)
+    expected = PowerConfig(exponent=2, threshold=CAPABILITY.quantile(quantile), keep=keep)
+    assert resolved == asked.model_copy(update={"objective": expected, "quantile": quantile})
+    assert resolve_threshold(resolved, CAPABILITY) == resolved
+
+
+def test_quantiles_are_those_of_the_probe() -> None:
+    for quantile, probability in ((0.0, 0.0), (0.5, 0.25), (0.9, 0.81), (1.0, 1.0)):
+        asked = trial_of(PowerConfig(threshold=quantile, threshold_unit="quantile"))
+        assert resolve_threshold(asked, CAPABILITY).objective.threshold == pytest.approx(probability)
+
+
+@given(st.none() | PROBABILITIES)
+def test_probabilities_and_no_threshold_stay_as_they_are(threshold: float | None) -> None:
+    trial = trial_of(PowerConfig(threshold=threshold))
+    assert resolve_threshold(trial, CAPABILITY) == trial
+    unit = trial_of(PowerConfig(threshold_unit="quantile"))  # without a threshold the unit says nothing
+    assert resolve_threshold(unit, CAPABILITY) == trial_of(PowerConfig())
+
+
+def test_objective_is_built_with_every_parameter() -> None:
+    objective = build(**objective_parameters(trial_of(PowerConfig(exponent=0.5, threshold=0.3, keep="below"))))
+    assert objective == Power(exponent=0.5, threshold=0.3, keep="below")
+
+
+# --- a bench --------------------------------------------------------------------------------------------------------
+
+
+def outcome(bench: Bench, folder: Path, trial: TrialConfig) -> dict[str, Any]:
+    """All that a trial leaves behind: losses, result, completions and weights."""
+    result = bench.run(job(folder, trial), export=lambda metrics: True)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timing = {"time", "train/tokens_per_second", "train/peak_memory_gib"}
+    weights = load_file(folder / "model" / "model.safetensors")
+    return {
+        "status": result.status,
+        "metrics": {key: value for key, value in result.metrics.items() if key not in timing},
+        "log": [{key: value for key, value in line.items() if key not in timing} for line in lines],
+        "completions": gzip.decompress((folder / "completions.jsonl.gz").read_bytes()),
+        "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
+    }
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, dropout=0.1).model_dump()], ids=["full", "lora"])
+def test_trials_of_one_bench_are_bitwise_those_of_fresh_ones(
+    make_config: Make, tmp_path: Path, lora: dict[str, Any] | None
+) -> None:
+    config = make_config(training={"lora": lora, "steps": 3}, evaluation={"generation": {**GENERATION, "problems": 2}})
+    trials = {
+        "nll": trial_of(PowerConfig()),
+        "p": trial_of(PowerConfig(exponent=1), seed=1),
+        "cut": trial_of(PowerConfig(threshold=0.02), rate=1e-2),
+    }
+    fresh = {name: outcome(bench_here(config), tmp_path / f"fresh-{name}", trial) for name, trial in trials.items()}
+    assert len({str(found["log"]) for found in fresh.values()}) == 3
+    for order in list(permutations(trials))[::5]:  # the first order and the reverse
+        bench = bench_here(config)
+        for name in order:
+            folder = tmp_path / "-".join([*order, name])
+            assert outcome(bench, folder, trials[name]) == fresh[name], (order, name)
+
+
+def test_base_weights_are_never_touched(make_config: Make, tmp_path: Path) -> None:
+    bench = bench_here(make_config())
+    before = {name: tensor.clone() for name, tensor in bench.base.state_dict().items()}
+    bench.run(job(tmp_path / "a", trial_of(PowerConfig())), export=lambda metrics: True)
+    bench.probe()
+    after = bench.base.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_finished_trial_is_not_run_again(make_config: Make, tmp_path: Path) -> None:
+    bench = bench_here(make_config())
+    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    reports: list[int] = []
+    first = bench.run(work, report=lambda step, metrics: reports.append(step))
+    assert first.status == "finished"
+    assert first.step == 6
+    assert {"eval/nll", "eval/mean_probability", "eval/accuracy", "train/loss"} <= first.metrics.keys()
+    assert reports == [2, 4, 6]
+    assert not (work.folder / "checkpoints").exists()
+    assert not (work.folder / "model").exists()  # nobody asked for it
+    assert TrialConfig.model_validate_json((work.folder / "trial.json").read_text()) == work.trial
+    log = (work.folder / "metrics.jsonl").read_bytes()
+    again = bench_here(make_config()).run(work, report=lambda step, metrics: pytest.fail("it ran again"))
+    assert again == first
+    assert (work.folder / "metrics.jsonl").read_bytes() == log
+
+
+def test_export_is_asked_once_with_the_final_metrics(make_config: Make, tmp_path: Path) -> None:
+    asked: list[dict[str, float]] = []
+    result = bench_here(make_config()).run(
+        job(tmp_path / "a", trial_of(PowerConfig())), export=lambda metrics: bool(asked.append(metrics))
+    )
+    assert asked == [result.metrics]
+
+
+def test_a_dropped_trial_leaves_no_result(make_config: Make, tmp_path: Path) -> None:
+    bench = bench_here(make_config())
+    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    result = bench.run(work, stop=lambda: "drop", export=lambda metrics: pytest.fail("it is not finished"))
+    assert (result.status, result.step) == ("dropped", 1)
+    assert not (work.folder / "result.json").exists()
+
+
+def test_moving_output_and_tracking_does_not_forbid_a_resume(make_config: Make, tmp_path: Path) -> None:
+    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    assert bench_here(make_config()).run(work, stop=lambda: "save").status == "saved"
+    moved = make_config(name="other", output=str(tmp_path / "elsewhere"), tracking={"uri": "http://127.0.0.1:1"})
+    assert bench_here(moved).run(work).status == "finished"
+
+
+def test_a_resume_with_other_settings_is_refused(make_config: Make, tmp_path: Path) -> None:
+    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    assert bench_here(make_config()).run(work, stop=lambda: "save").status == "saved"
+    with pytest.raises(TrialFailed, match="was written with config"):
+        bench_here(make_config(training={"weight_decay": 0.5})).run(work)
+
+
+# --- what a bench refuses -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cut_backbone(tiny_backbone: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """The tiny backbone with embeddings for so many tokens only; its tokenizer knows 44."""
+
+    def make(rows: int) -> Path:
+        from transformers import AutoModelForCausalLM
+
+        folder = Path(shutil.copytree(tiny_backbone, tmp_path / f"rows-{rows}"))
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        model.resize_token_embeddings(rows)
+        model.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+def test_a_tokenizer_beyond_the_embeddings_is_refused(make_config: Make, cut_backbone: Callable[[int], Path]) -> None:
+    libraries_quiet()
+    folder = cut_backbone(30)
+    config = make_config(backbones=[{"name": "cut", "path": str(folder)}])
+    with pytest.raises(
+        InputError, match=r"its tokenizer writes token \d+ \('.+'\), but the model has embeddings for 30"
+    ):
+        bench_here(config)
+
+
+def test_tokens_without_embedding_do_no_harm_where_they_are_not_used(
+    make_config: Make, cut_backbone: Callable[[int], Path], tmp_path: Path
+) -> None:
+    """As a text model whose tokenizer has a token for images."""
+    libraries_quiet()
+    from transformers import AutoTokenizer
+
+    folder = cut_backbone(44)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<image>"])
+    tokenizer.save_pretrained(folder)
+    assert len(tokenizer) == 45
+    bench = bench_here(make_config(backbones=[{"name": "cut", "path": str(folder)}]))
+    assert bench.run(job(tmp_path / "a", trial_of(PowerConfig()))).status == "finished"
+
+
+# --- workers that differ --------------------------------------------------------------------------------------------
+
+
+def test_workers_that_do_not_agree_fail_on_every_rank(make_config: Make, tmp_path: Path) -> None:
+    """Two processes over gloo: another configuration, then another trial; a bench outlives such a trial."""
+    config = make_config(workers={"count": 2})
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    program = [sys.executable, __file__, str(tmp_path)]
+    processes = [subprocess.Popen([*program, str(r)], stdout=subprocess.PIPE, text=True) for r in range(2)]
+    first, second = (json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes)
+    assert first == second
+    assert first["other config"].startswith("the workers do not agree on the configuration and data: [")
+    assert first["other trial"].startswith("the workers do not agree on the trial: [")
+    assert not (tmp_path / "other" / "trial.json").exists()
+    alone = bench_here(config).probe()
+    assert Capability(**first["capability"]) == alone
+
+
+def as_rank(folder: Path, rank: int) -> dict[str, Any]:
+    """A rank of the group above."""
+    torch.set_num_threads(1)
+    libraries_quiet()
+    config = SweepConfig.model_validate_json((folder / "config.json").read_text())
+    other = config.model_copy(update={"seed": config.seed + rank})
+    bench = Bench(config, "plain", Ranks(), torch.device("cpu"))
+    return {
+        "other config": failure(lambda: Bench(other, "plain", Ranks(), torch.device("cpu"))),
+        "other trial": failure(lambda: bench.run(job(folder / "other", trial_of(PowerConfig(exponent=rank))))),
+        "capability": bench.probe().to_dict(),
+    }
+
+
+def failure(act: Callable[[], object]) -> str:
+    try:
+        act()
+    except TrialFailed as error:
+        return str(error)
+    return "it did not fail"
+
+
+if __name__ == "__main__":
+    place, mine = Path(sys.argv[1]), int(sys.argv[2])
+    torch.distributed.init_process_group("gloo", f"file://{place}/rendezvous", rank=mine, world_size=2)
+    print(json.dumps(as_rank(place, mine)))
+    torch.distributed.destroy_process_group()

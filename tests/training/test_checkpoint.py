@@ -1,0 +1,150 @@
+"""Checkpoints that are published whole, kept in pairs, and passed over when they are damaged."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysft.errors import TrialFailed
+from raysft.ranks import Ranks
+from raysft.training.checkpoint import MANIFEST, latest, save
+
+IDENTITY = {"config": "abc", "world_size": 1, "data": {"train": "x", "heldout": "y"}}
+
+
+def write(folder: Path) -> None:
+    """Two files, one of them in a folder as DeepSpeed writes it."""
+    (folder / "state.pt").write_bytes(random.Random(folder.name).randbytes(200))
+    (folder / "zero").mkdir()
+    (folder / "zero" / "rank0.pt").write_bytes(b"shard" * 10)
+
+
+def publish(root: Path, *steps: int, keep: int = 2) -> None:
+    for step in steps:
+        save(root, step, IDENTITY, Ranks(), write, keep)
+
+
+def found(root: Path, identity: dict[str, object] = IDENTITY) -> tuple[int, str] | None:
+    result = latest(root, identity, Ranks())
+    return result and (result[0], result[1].name)
+
+
+def names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_nothing_is_found_where_nothing_was_written(tmp_path: Path) -> None:
+    assert found(tmp_path / "missing") is None
+    assert found(tmp_path) is None
+
+
+def test_the_newest_is_found_with_its_files(tmp_path: Path) -> None:
+    publish(tmp_path, 2, 10)
+    assert found(tmp_path) == (10, "step-00000010")
+    folder = tmp_path / "step-00000010"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    assert manifest["step"] == 10
+    assert {name: size for name, (size, _) in manifest["files"].items()} == {"state.pt": 200, "zero/rank0.pt": 50}
+    assert IDENTITY.items() <= manifest.items()
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    publish(tmp_path, 1, 2, 9, 10, 100)
+    assert names(tmp_path) == ["step-00000010", "step-00000100"]
+    publish(tmp_path, 101, keep=1)
+    assert names(tmp_path) == ["step-00000101"]
+
+
+def test_the_same_step_can_be_written_again(tmp_path: Path) -> None:
+    publish(tmp_path, 4)
+    (tmp_path / "step-00000004" / "stray").write_text("from another life")
+    publish(tmp_path, 4)
+    assert names(tmp_path) == ["step-00000004"]
+    assert not (tmp_path / "step-00000004" / "stray").exists()
+    assert found(tmp_path) == (4, "step-00000004")
+
+
+def test_a_write_that_breaks_publishes_nothing_and_spoils_nothing(tmp_path: Path) -> None:
+    def breaks(folder: Path) -> None:
+        write(folder)
+        raise OSError("no space left")
+
+    publish(tmp_path, 2)
+    with pytest.raises(OSError, match="no space"):
+        save(tmp_path, 4, IDENTITY, Ranks(), breaks, 2)
+    assert [name for name in names(tmp_path) if name.startswith("step")] == ["step-00000002"]
+    assert found(tmp_path) == (2, "step-00000002")
+    publish(tmp_path, 4)  # over what the broken write left
+    assert names(tmp_path) == ["step-00000002", "step-00000004"]
+    assert found(tmp_path) == (4, "step-00000004")
+
+
+def flip(file: Path, position: int, bit: int = 0) -> None:
+    content = bytearray(file.read_bytes())
+    content[position % len(content)] ^= 1 << bit
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "state.pt").unlink(),
+        lambda folder: (folder / "zero" / "rank0.pt").unlink(),
+        lambda folder: shutil.rmtree(folder / "zero"),
+        lambda folder: (folder / "state.pt").write_bytes((folder / "state.pt").read_bytes()[:-1]),
+        lambda folder: flip(folder / "state.pt", 100),
+        lambda folder: (folder / "one-more.pt").write_bytes(b""),
+        lambda folder: (folder / MANIFEST).unlink(),
+        lambda folder: (folder / MANIFEST).write_text(""),
+        lambda folder: (folder / MANIFEST).write_text((folder / MANIFEST).read_text()[:-5]),
+        lambda folder: (folder / MANIFEST).write_text("{}"),
+        lambda folder: (folder / MANIFEST).write_bytes(b"\xff\xfe"),
+        lambda folder: shutil.copy(folder.with_name("step-00000002") / MANIFEST, folder / MANIFEST),
+        lambda folder: folder.rename(folder.with_name("step-00000009")),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over(
+    tmp_path: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(tmp_path, 2, 4)
+    damage(tmp_path / "step-00000004")
+    assert found(tmp_path) == (2, "step-00000002")
+    assert "is damaged; going back to the checkpoint before it" in caplog.text
+    shutil.rmtree(tmp_path / "step-00000002")
+    assert found(tmp_path) is None
+
+
+@settings(deadline=None)
+@given(st.sampled_from(["state.pt", "zero/rank0.pt", MANIFEST]), st.integers(0, 10_000), st.integers(0, 7))
+def test_no_flipped_bit_goes_unnoticed(
+    tmp_path_factory: pytest.TempPathFactory, name: str, position: int, bit: int
+) -> None:
+    """Found as it was (white space between the manifest's values), passed over, or refused; never another step."""
+    root = tmp_path_factory.mktemp("flip")
+    publish(root, 2, 4)
+    flip(root / "step-00000004" / name, position, bit)
+    try:
+        result = found(root)
+    except TrialFailed:
+        assert name == MANIFEST
+        return
+    if result == (4, "step-00000004"):
+        manifest = json.loads((root / "step-00000004" / MANIFEST).read_text())
+        assert IDENTITY.items() <= manifest.items()
+        assert name == MANIFEST
+    else:
+        assert result == (2, "step-00000002")
+
+
+@pytest.mark.parametrize("key", list(IDENTITY))
+def test_another_identity_is_refused(tmp_path: Path, key: str) -> None:
+    publish(tmp_path, 2)
+    with pytest.raises(TrialFailed, match=f"step-00000002 was written with {key} .*, but this run has other"):
+        found(tmp_path, IDENTITY | {key: "other"})
+    with pytest.raises(TrialFailed, match="was written with engine None"):
+        found(tmp_path, IDENTITY | {"engine": "zero"})
