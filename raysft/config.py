@@ -39,7 +39,7 @@ class PowerConfig(Strict):
     def label(self) -> str:
         """A short readable name, e.g. `-p^10` or `exponent 0.5, p >= 0.2`."""
         a = self.exponent
-        name = "nll" if a == 0 else "-p" if a == 1 else f"-p^{a:g}" if a > 1 else f"exponent {a:.4g}"
+        name = "nll" if a == 0 else "-p" if a == 1 else f"-p^{a:.4g}" if a > 1 else f"exponent {a:.4g}"
         if self.threshold is None:
             return name
         quantile = "quantile " if self.threshold_unit == "quantile" else ""

@@ -171,7 +171,7 @@ class Bench:
             token = self.tokenizer.convert_ids_to_tokens(highest)
             raise InputError(
                 f"backbone '{self.config.backbone.name}' ({self.config.backbone.path})",
-                f"its tokenizer writes token {highest} ('{token}'), but the model has embeddings for {rows}.",
+                f"its tokenizer writes token {highest} ({token!r}), but the model has embeddings for {rows}.",
                 "Save the model with an embedding for every token (resize_token_embeddings), or its own tokenizer.",
             )
 
