@@ -12,17 +12,16 @@ if TYPE_CHECKING:
 
 
 def result_table(results: "list[StudyResult]", config: SweepConfig) -> Table:
-    """At most 80 columns wide for names of up to 12 characters."""
+    """Fits 80 columns for names of up to 12 characters."""
     metric = config.search.metric
-    table = Table(title=f"{config.name}: {metric}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.padding = (0, 0, 0, 1)
+    table = Table(title=f"{config.name}: {metric}", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True)
     table.add_column("backbone", no_wrap=True)
     table.add_column("capability", justify="right", no_wrap=True)
     baselines = [b for b in PAPER_BASELINES if any(_of(r, b, metric) for r in results)]
     for baseline in baselines:
-        table.add_column(baseline.label(), justify="right", min_width=6)
-    table.add_column("best", justify="right", min_width=5)
-    table.add_column("objective", min_width=15)
+        table.add_column(baseline.label(), justify="right", max_width=9)
+    table.add_column("best", justify="right")
+    table.add_column("objective")
     for result in results:
         best = result.best
         found = (f"{best.metrics[metric]:.3f}", best.trial.objective.label()) if best else ("", "none finished")
