@@ -19,7 +19,7 @@ def result_table(results: "list[StudyResult]", config: SweepConfig) -> Table:
     table.add_column("capability", justify="right", no_wrap=True)
     baselines = [b for b in PAPER_BASELINES if any(_of(r, b, metric) for r in results)]
     for baseline in baselines:
-        table.add_column(baseline.label(), justify="right", max_width=9)
+        table.add_column(baseline.label(), justify="right")
     table.add_column("best", justify="right")
     table.add_column("objective")
     for result in results:

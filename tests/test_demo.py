@@ -33,13 +33,8 @@ NAMES = ("strong", "mid", "weak")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _quiet_and_on_one_thread() -> Iterator[None]:
-    """More threads on models this small only wait for each other."""
+def _quiet() -> None:
     libraries_quiet()
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -114,7 +109,9 @@ def test_backbones_are_averages_of_their_training(made: Path) -> None:
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_threads(made: Path, tmp_path: Path, threads: int) -> None:
     torch.manual_seed(12345)
-    make(tmp_path / "again")
+    used: list[int] = []
+    make_demo(tmp_path / "again", 0, lambda text: used.append(torch.get_num_threads()), QUICK)
+    assert used == [1, 1, 1]
     assert torch.get_num_threads() == threads
     assert contents(tmp_path / "again") == contents(made)
 

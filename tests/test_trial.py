@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,6 @@ Make = Callable[..., SweepConfig]
 CAPABILITY = Capability(0.5, -1.0, 0.45, 1000, 10, [(i / 100) ** 2 for i in range(101)], [50] * 20)
 GENERATION = {"answer_pattern": r"#(\d+)", "max_new_tokens": 4}
 PROBABILITIES = st.floats(0, 1)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _on_one_thread() -> Iterator[None]:
-    """More threads on a model this small only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trial_of(objective: PowerConfig, seed: int = 0, rate: float = 3e-3) -> TrialConfig:
