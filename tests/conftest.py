@@ -105,6 +105,6 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of two cores on loopback for all tests that need it."""
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
     yield
     ray.shutdown()
