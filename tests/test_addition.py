@@ -96,7 +96,7 @@ def test_shares_of_slips_and_fillers(share: float) -> None:
     assert filled == pytest.approx(share, abs=0.03)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(SEEDS, st.integers(0, 500), st.integers(0, 500))
 def test_problems_are_disjoint_and_drawn_by_the_seed(seed: int, heldout: int, validation: int) -> None:
     problems = draw_problems(seed, heldout, validation)

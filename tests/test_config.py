@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -243,7 +243,6 @@ def test_total_steps(training: dict[str, Any], samples: int, steps: int) -> None
     assert total_steps(TrainingConfig.model_validate(training), samples) == steps
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**6), st.integers(1, 4096), st.integers(1, 8))
 def test_epochs_hold_whole_global_batches(samples: int, batch: int, epochs: int) -> None:
     steps = total_steps(TrainingConfig(global_batch_size=batch, epochs=epochs), samples)

@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -266,7 +266,6 @@ def leads_somewhere(values: Any, loc: Loc) -> bool:
     return True
 
 
-@settings(deadline=None)
 @given(st.sampled_from(places(FULL)), JUNK)
 def test_any_value_anywhere_is_taken_or_refused_in_plain_words(place: Loc, value: Any) -> None:
     values = replaced(FULL, place, value)
@@ -277,7 +276,6 @@ def test_any_value_anywhere_is_taken_or_refused_in_plain_words(place: Loc, value
         assert "Input should" not in refusal.reason
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(places(FULL)[1:]), JUNK), min_size=2, max_size=4))
 def test_several_errors_do_not_hide_each_other(changes: list[tuple[Loc, Any]]) -> None:
     """Of a union only one branch is spoken of; something must always be."""

@@ -338,7 +338,7 @@ TEXTS = st.text(min_size=1, max_size=12) | st.sampled_from(
 POSITIVE = st.floats(1e-300, 1e300)
 PARAMS = st.dictionaries(TEXTS, st.none() | st.booleans() | st.integers() | TEXTS | st.lists(TEXTS), max_size=3)
 SOURCES = st.one_of(
-    st.fixed_dictionaries({"kind": st.just("file"), "path": TEXTS.map(lambda t: t + ".jsonl")}),
+    st.fixed_dictionaries({"kind": st.just("file"), "path": TEXTS.map(lambda t: t + "x.jsonl")}),
     st.fixed_dictionaries({"kind": st.just("hub"), "path": TEXTS, "subset": st.none() | TEXTS}),
     st.fixed_dictionaries(
         {"kind": st.just("reasoning_gym"), "task": TEXTS, "size": st.integers(1, 10**12), "params": PARAMS}

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raysft.errors import InputError
@@ -77,7 +77,6 @@ def test_nan_is_a_number() -> None:
     assert math.isnan(parse(".nan", "f").values)
 
 
-@settings(deadline=None)
 @given(VALUES)
 def test_what_is_written_reads_back_the_same(values: Any) -> None:
     document = parse(write(values), "f")
@@ -200,7 +199,6 @@ def refusal_of(text: str) -> InputError | None:
     return None
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60) | st.text(alphabet="ab:{}[]&*!'\"\n\t -#,?<|>%~0", max_size=60))
 def test_any_text_is_read_or_refused(text: str) -> None:
     error = refusal_of(text)

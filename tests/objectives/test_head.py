@@ -57,7 +57,7 @@ def away_from_threshold(objective: Any, logp: torch.Tensor) -> bool:
 
 
 @given(tensors=cases, objective=objectives, chunk_rows=st.integers(1, 13), biased=st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_equals_full_logits_and_autograd(
     tensors: dict[str, torch.Tensor], objective: Objective, chunk_rows: int, biased: bool
 ) -> None:
@@ -119,7 +119,7 @@ def test_extreme_logits_keep_their_digits(exponent: float, threshold: float | No
 
 
 @given(seed=st.integers(0, 2**31), objective=objectives)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bf16_inputs_stay_within_two_percent(seed: int, objective: Any) -> None:
     """Against float64 on the same bf16 values, 2 % of the largest entry for each unit of the exponent.
 
@@ -160,7 +160,6 @@ def test_threshold_that_keeps_nothing_gives_zero_gradients(chunk_rows: int) -> N
 
 
 @given(tensors=cases, objective=objectives, extra=st.integers(1, 5))
-@settings(deadline=None)
 def test_ignored_rows_change_no_bit(tensors: dict[str, torch.Tensor], objective: Objective, extra: int) -> None:
     n = len(tensors["labels"])
     more = dict(tensors)
@@ -174,7 +173,6 @@ def test_ignored_rows_change_no_bit(tensors: dict[str, torch.Tensor], objective:
 
 
 @given(tensors=cases, objective=objectives, seed=st.integers(0, 2**31))
-@settings(deadline=None)
 def test_order_of_rows_does_not_matter(tensors: dict[str, torch.Tensor], objective: Objective, seed: int) -> None:
     plain = run(linear_objective, tensors, objective)
     assume(away_from_threshold(objective, plain["logp"]))

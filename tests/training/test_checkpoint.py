@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from raysft.errors import TrialFailed
@@ -119,7 +119,6 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert found(tmp_path) is None
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["state.pt", "zero/rank0.pt", MANIFEST]), st.integers(0, 10_000), st.integers(0, 7))
 def test_no_flipped_bit_goes_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, name: str, position: int, bit: int
