@@ -54,6 +54,13 @@ class Progress:
     def trial_started(self, trial_id: str, trial: TrialConfig) -> None:
         self.lines[trial_id] = Line(trial)
 
+    def trial_known(self, trial_id: str, trial: TrialConfig, status: str, metrics: dict[str, float]) -> None:
+        """A trial that had ended before the study was resumed."""
+        line = Line(trial, status=status, step=int(metrics.get("step", 0)), value=metrics.get(self._metric()))
+        self.lines[trial_id] = line
+        if not self.live:
+            self._say(f"{self._name()} {self._done()}/{self.total} {trial.objective.label()}: {status} earlier")
+
     def trial_moved(self, trial_id: str, point: dict[str, float]) -> None:
         """point: the newest line of the trial's metrics."""
         if line := self.lines.get(trial_id):
@@ -67,10 +74,9 @@ class Progress:
         if not self.live:
             value = "" if line.value is None else f" {self._metric()} {line.value:.4f}"
             left = f", {self._left()} left" if self._left() else ""
-            done = sum(item.status != "running" for item in self.lines.values())
             note = f" ({reason})" if reason else ""
             what = f"{line.trial.objective.label()}: {line.status}{note}{value}, {line.seconds:.0f} s"
-            self._say(f"{self._name()} {done}/{self.total} {what}{left}")
+            self._say(f"{self._name()} {self._done()}/{self.total} {what}{left}")
 
     def refresh(self) -> None:
         if self.live:
@@ -94,17 +100,20 @@ class Progress:
     def _metric(self) -> str:
         return self.config.search.metric if self.config else ""
 
+    def _done(self) -> int:
+        return sum(line.status != "running" for line in self.lines.values())
+
     def _best(self) -> Line | None:
         sign = 1 if self.config and self.config.search.mode == "max" else -1
         done = [line for line in self.lines.values() if line.status == "finished" and line.value is not None]
         return max(done, key=lambda line: sign * (line.value or 0.0), default=None)
 
     def _left(self) -> str:
-        """Time left by the mean duration so far."""
-        done = [line.seconds for line in self.lines.values() if line.status != "running"]
-        if not done or len(done) == self.total:
+        """Time left by the mean duration of the trials that ended now."""
+        timed = [line.seconds for line in self.lines.values() if line.status != "running" and line.seconds]
+        if not timed or self._done() == self.total:
             return ""
-        seconds = sum(done) / len(done) * (self.total - len(done)) / max(1, self.slots)
+        seconds = sum(timed) / len(timed) * (self.total - self._done()) / max(1, self.slots)
         return (
             f"{seconds / 3600:.1f} h"
             if seconds > 5400
@@ -119,19 +128,18 @@ class Progress:
             table.add_column(name, justify="left" if name in ("objective", "status") else "right")
         best = self._best()
         for line in list(self.lines.values())[-SHOWN:]:
-            seconds = line.seconds or time.monotonic() - line.started
+            seconds = line.seconds if line.status != "running" else time.monotonic() - line.started
             style = "bold green" if line is best else "red" if line.status == "failed" else ""
             table.add_row(
                 line.trial.objective.label(),
                 str(line.step),
                 "" if line.loss is None else f"{line.loss:.4f}",
                 "" if line.value is None else f"{line.value:.4f}",
-                f"{seconds:.0f} s",
+                f"{seconds:.0f} s" if seconds else "earlier",
                 line.status,
                 style=style,
             )
-        done = sum(line.status != "running" for line in self.lines.values())
-        foot = f"{done}/{self.total} done"
+        foot = f"{self._done()}/{self.total} done"
         if best:
             foot += f"; best so far: {best.trial.objective.label()} ({best.value:.4f})"
         if self._left():

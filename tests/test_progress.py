@@ -61,6 +61,22 @@ def test_interrupted_study_says_so(make_config: Make) -> None:
     assert file.getvalue().rstrip().endswith("tiny: interrupted")
 
 
+def test_trials_that_ended_before_a_resume_count_but_teach_no_duration(make_config: Make) -> None:
+    for terminal in (False, True):
+        progress, file = shown(terminal)
+        progress.study(make_config(), total=4, slots=1)
+        progress.trial_known("a", trial(0), "finished", {METRIC: 0.75, "step": 6})
+        run(progress, "b", 1, 0.5, seconds=100)
+        progress.ended(interrupted=False)
+        said = file.getvalue()
+        if terminal:
+            assert re.search(r"nll +6 +0\.7500 +earlier +finished", said)
+            assert "2/4 done; best so far: nll (0.7500); about 3 min left" in said
+        else:
+            assert "tiny 1/4 nll: finished earlier" in said
+            assert "tiny 2/4 -p: finished eval/accuracy 0.5000, 100 s, 3 min left" in said
+
+
 @pytest.mark.parametrize(
     ("seconds", "total", "slots", "left"),
     [(10, 3, 1, "20 s"), (100, 4, 1, "5 min"), (100, 5, 2, "3 min"), (3600, 4, 1, "3.0 h"), (10, 1, 1, "")],

@@ -71,8 +71,9 @@ class Board:
     # --- asked by trial functions and the driver ---
 
     async def submit(self, trial_id: str, job: Any) -> None:
-        """Pin a trial. Asking again for the same trial changes nothing."""
-        if trial_id in self.entries and not self.entries[trial_id].ended:
+        """Pin a trial. Asking again changes nothing while it runs, nor once it failed, which Tune tries to repeat."""
+        known = self.entries.get(trial_id)
+        if known and (not known.ended or known.reports[-1].kind == "failed"):
             return
         self.entries[trial_id] = Entry(job)
         self.queue.append(trial_id)
@@ -159,8 +160,8 @@ class Board:
         await self._notify()
 
     async def improves(self, value: float) -> bool:
-        """Whether this is the best value so far; remembers it."""
-        better = self.best is None or (value > self.best if self.maximise else value < self.best)
+        """Whether no trial was better so far; remembers it. True for ties, of which any may be called the best."""
+        better = self.best is None or (value >= self.best if self.maximise else value <= self.best)
         if better:
             self.best = value
         return better

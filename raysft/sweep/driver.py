@@ -243,6 +243,7 @@ class _Study:
                 str(self.folder / "tune"), trainable, resume_unfinished=True, resume_errored=True
             )
             tuner._local_tuner._run_config.callbacks = [mirror]  # type: ignore[union-attr]
+            mirror.ended_earlier(tuner.get_results()._experiment_analysis.trials)
         else:
             shutil.rmtree(self.folder / "tune", ignore_errors=True)
             tuner = tune.Tuner(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
+from ray.tune.experiment import Trial
 
 from raysft.config import TrialConfig
 from raysft.progress import Progress
@@ -28,6 +29,17 @@ class Mirror(Callback):
     def interrupted(self, total: int) -> bool:
         """Whether Tune came back before all trials had ended."""
         return len(self.ended) < total
+
+    def ended_earlier(self, trials: list[Any]) -> None:
+        """Trials as Tune brings them back after an interruption; it starts those again that had not ended well."""
+        for trial in trials:
+            if trial.status == Trial.TERMINATED:
+                self.ended.add(trial.trial_id)
+                result = trial.last_result or {}
+                status = "finished" if result.get("finished") else "killed"
+                self.progress.trial_known(
+                    trial.trial_id, TrialConfig.model_validate(trial.config["trial"]), status, result
+                )
 
     def setup(self, *_: Any, **__: Any) -> None:
         """Tune hands the stop conditions over here; there are none."""

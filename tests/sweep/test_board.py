@@ -54,6 +54,20 @@ def test_submitting_again_changes_nothing() -> None:
     run(scenario)
 
 
+def test_a_failed_trial_is_not_run_again() -> None:
+    """Tune repeats a failed trial; what fails for its own reasons would only fail again."""
+
+    async def scenario(board: Board) -> None:
+        await board.submit("a", "job")
+        await board.take(0)
+        await board.report(0, "a", Report("failed", reason="the loss is nan"))
+        await board.submit("a", "job")
+        assert not board.queue
+        assert [r.reason for r in await board.reports("a", 0)] == ["the loss is nan"]
+
+    run(scenario)
+
+
 def test_broken_group_gets_its_trial_back_until_the_limit() -> None:
     async def scenario(board: Board) -> None:
         await board.wanted(0, with_work=False)
@@ -143,9 +157,11 @@ def test_one_group_probes_and_a_restarted_one_probes_again() -> None:
     run(scenario)
 
 
-@pytest.mark.parametrize(("maximise", "expected"), [(True, [True, False, True]), (False, [True, True, False])])
+@pytest.mark.parametrize(
+    ("maximise", "expected"), [(True, [True, False, True, True]), (False, [True, True, False, False])]
+)
 def test_best_so_far(maximise: bool, expected: list[bool]) -> None:
     async def scenario(board: Board) -> None:
-        assert [await board.improves(v) for v in (0.5, 0.4, 0.6)] == expected
+        assert [await board.improves(v) for v in (0.5, 0.4, 0.6, 0.6)] == expected
 
     run(scenario, maximise=maximise)

@@ -108,6 +108,7 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
         sweep(config, quiet())
 
     again = sweep(config, quiet(), resume=True, given=given)
+    assert not any(r.interrupted for r in again)
     assert [t.status for t in again[0].trials].count("FINISHED") == 5
     assert len(runs_of(config)[1]) == 12
 
