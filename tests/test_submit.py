@@ -45,7 +45,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     """The address of a head node of two cores, and the environment whose token it takes."""
     port, dashboard, agent = free_ports(3)
     folder = tmp_path_factory.mktemp("head")
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Jobs run the `python` that the head found on its PATH, as in an activated environment.
+    path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     environment.pop("RAY_ADDRESS", None)
     command = [
         *(str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus", "2"),
