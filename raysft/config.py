@@ -318,6 +318,10 @@ class TrackingConfig(Strict):
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
 
+# What decides what a trial computes, and what a study tries. The rest, such as the output's place, the tracking or the
+# number of workers at once, may change when a sweep is resumed.
+TRIAL_SECTIONS = {"seed", "backbones", "data", "training", "zero", "evaluation"}
+STUDY_SECTIONS = TRIAL_SECTIONS | {"space", "baselines", "search", "probe"}
 OVERRIDABLE = ("data", "space", "training", "zero", "workers", "evaluation", "probe")
 
 

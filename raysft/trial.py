@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 
 from raysft.backbone import load_model, load_tokenizer
-from raysft.config import Job, SweepConfig, TrialConfig, config_hash, total_steps
+from raysft.config import TRIAL_SECTIONS, Job, SweepConfig, TrialConfig, config_hash, total_steps
 from raysft.data.tokenized import split
 from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import evaluate, load_problems, write_records
@@ -78,7 +78,7 @@ class Bench:
         if done := self._finished(job):
             return done
         identity = {
-            "config": config_hash(self.config.model_dump(mode="json", include=_TRIAL_SECTIONS), job.trial),
+            "config": config_hash(self.config.model_dump(mode="json", include=TRIAL_SECTIONS), job.trial),
             "data": self._data_identity(),
             "world_size": self.ranks.world,
             "engine": self.engine_kind,
@@ -179,10 +179,6 @@ class Bench:
         values = self.ranks.gather(value)
         if len(set(values)) > 1:
             raise TrialFailed(f"the workers do not agree on {what}: {values}. Are all nodes of one version?")
-
-
-# The sections that decide what a trial computes; moving the output or the tracking must not forbid a resume.
-_TRIAL_SECTIONS = {"seed", "backbones", "data", "training", "zero", "evaluation"}
 
 
 def objective_parameters(trial: TrialConfig) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from raysft.config import SweepConfig, TrialConfig
+from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.probe import Capability
 from raysft.progress import Progress
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
 GROUP_END_SECONDS = 60.0
+SETTINGS = "settings.json"
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def study_folder(config: SweepConfig) -> Path:
 
 
 def _claim(config: SweepConfig, resume: bool) -> None:
-    """Refuse to mix a new run into an old one, and make the folder."""
+    """Refuse to mix a new run into an old one, or two settings in one study, and make the folder."""
     folder = study_folder(config)
     if folder.exists() and any(folder.iterdir()) and not resume:
         raise InputError(
@@ -153,12 +154,34 @@ def _claim(config: SweepConfig, resume: bool) -> None:
             "holds an earlier run of this sweep.",
             "Continue it with --resume, or give another name: --set name=... (or remove the folder).",
         )
+    earlier = folder / SETTINGS
+    changed = _changes(json.loads(earlier.read_text()), _settings(config)) if earlier.exists() else []
+    if changed:
+        raise InputError(
+            str(folder),
+            f"holds a sweep with other settings: {'; '.join(changed)}.",
+            "Resume with the settings that it began with, or give another name: --set name=...",
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             str(folder), f"cannot be made: {error.strerror}.", "Set output to a folder you can write."
         ) from None
+
+
+def _settings(config: SweepConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", include=STUDY_SECTIONS)
+
+
+def _changes(old: Any, new: Any, key: str = "") -> list[str]:
+    """Each value that differs, as `training.steps was 20, is 40`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        return [line for n in names for line in _changes(old.get(n), new.get(n), f"{key}.{n}" if key else n)]
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [line for i, pair in enumerate(zip(old, new, strict=True)) for line in _changes(*pair, f"{key}.{i}")]
+    return [] if old == new else [f"{key} was {json.dumps(old)}, is {json.dumps(new)}"]
 
 
 class _Study:
@@ -178,6 +201,7 @@ class _Study:
 
     def run(self) -> StudyResult:
         name = self.config.backbone.name
+        (self.folder / SETTINGS).write_text(json.dumps(_settings(self.config), indent=1))
         self.progress.study(self.config, self.total, self.slots)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
         board = start_board(self.config.workers.max_failures, self.config.search.mode == "max")

@@ -111,6 +111,9 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
     assert not any(r.interrupted for r in again)
     assert [t.status for t in again[0].trials].count("FINISHED") == 5
     assert len(runs_of(config)[1]) == 12
+    longer = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9})})
+    with pytest.raises(InputError, match=r"other settings: search.trials was \d+, is 9"):
+        sweep(longer, quiet(), resume=True)
 
 
 @pytest.mark.slow
