@@ -46,6 +46,10 @@ class Progress:
         else:
             self._say(f"{self.head}; workers start, the base model is probed")
 
+    def finished_earlier(self, backbone: str) -> None:
+        """A study that a resumed sweep has nothing left to do for."""
+        self._say(f"{backbone}: finished earlier")
+
     def capability(self, mean_probability: float) -> None:
         self.head += f", capability {mean_probability:.3f}"
         if not self.live:

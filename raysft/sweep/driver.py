@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
 GROUP_END_SECONDS = 60.0
 SETTINGS = "settings.json"
+RESULT = "study.json"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,10 @@ def sweep(
         results = []
         for study, slot_count in zip(studies, slots, strict=True):
             first = given(study) if given else baselines(study)
-            results.append(_Study(study, first, slot_count, tracking, progress, resume).run())
+            done = _finished(study)
+            if done:
+                progress.finished_earlier(done.backbone)
+            results.append(done or _Study(study, first, slot_count, tracking, progress, resume).run())
             if results[-1].interrupted:
                 break
         return results
@@ -168,6 +172,19 @@ def _claim(config: SweepConfig, resume: bool) -> None:
         raise InputError(
             str(folder), f"cannot be made: {error.strerror}.", "Set output to a folder you can write."
         ) from None
+
+
+def _finished(config: SweepConfig) -> StudyResult | None:
+    """The result of a study that needs no group any more; None for one with failed trials, which a resume repeats."""
+    path = study_folder(config) / RESULT
+    if not path.exists():
+        return None
+    read = json.loads(path.read_text())
+    rows = [TrialRow(**row | {"trial": TrialConfig.model_validate(row["trial"])}) for row in read["trials"]]
+    if read["interrupted"] or any(row.status == "FAILED" for row in rows):
+        return None
+    best = next((row for row in rows if row.trial_id == read["best"]), None)
+    return StudyResult(read["backbone"], Capability(**read["capability"]), rows, best, interrupted=False)
 
 
 def _settings(config: SweepConfig) -> dict[str, Any]:
@@ -313,11 +330,11 @@ class _Study:
             for model in self.folder.glob("trials/*/model"):
                 if best is None or model.parent.name != best.trial_id:
                     shutil.rmtree(model, ignore_errors=True)
-        (self.folder / "study.json").write_text(_as_json(result))
         summary: dict[str, float | str] = {}
         if best:
             summary = {**best.metrics, "best_trial": best.trial_id, "best_objective": best.trial.objective.label()}
         tracked.end("KILLED" if result.interrupted else "FINISHED", summary)
+        (self.folder / RESULT).write_text(_as_json(result))
         self.progress.ended(result.interrupted)
 
 

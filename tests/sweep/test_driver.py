@@ -252,7 +252,11 @@ def test_fresh_group_for_each_trial(ray_cluster: None, make_config: Make) -> Non
     ]
     (result,) = sweep(config, quiet(), given=lambda study: trials)
     assert [t.status for t in result.trials] == ["FINISHED"] * 2
-    assert len(list((study_folder(config.for_backbone("tiny")) / "groups").glob("slot-*"))) >= 2
+    groups = study_folder(config.for_backbone("tiny")) / "groups"
+    started = sorted(groups.iterdir())
+    assert len(started) >= 2
+    assert sweep(config, quiet(), resume=True, given=lambda study: trials) == [result]
+    assert sorted(groups.iterdir()) == started, "a finished study starts no group"
 
 
 def test_slots(make_config: Make) -> None:
