@@ -8,14 +8,12 @@ stops the training.
 import json
 import logging
 import os
-import re
 import shlex
 import shutil
 import sys
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -38,21 +36,20 @@ from mlflow.exceptions import MlflowException
 from raysft import __version__
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
 from raysft.errors import InputError
+from raysft.redaction import redacted
+from raysft.spool import Spool, reason_of
 
-log = logging.getLogger(__name__)
 for _name in ("mlflow", "alembic"):  # what they would say reaches this module as exceptions, and is worded here
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 Point = Mapping[str, Any]
-Write = Callable[[], None]
 
 METRICS_PER_REQUEST = 1000
 TEXT_LIMIT = 6000  # characters of a parameter's value
 LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "mlflow", "optuna")
 DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 SET_UP_SECONDS = 120.0  # that a first use waits for another process's
-LONGEST_PAUSE_SECONDS = 8.0  # between two attempts
 END_SECONDS = 30.0  # that the end of a study waits for an MLflow that does not answer
 
 OPENS_AS = {"mlflow.experimentKind": "custom_model_development"}  # the UI's pages for training runs
@@ -98,7 +95,7 @@ class Tracking:
                 self._client = MlflowClient(self.uri)
                 experiment = _experiment(self._client, config.name, artifacts)
         except Exception as error:
-            raise InputError(self._place, f"MLflow cannot be used: {_reason(error)}.", FIX) from None
+            raise InputError(self._place, f"MLflow cannot be used: {reason_of(error)}.", FIX) from None
         self.experiment_id = str(experiment.experiment_id)
         if experiment.lifecycle_stage != "active":
             fix = f"Restore it (mlflow experiments restore --experiment-id {self.experiment_id}), or --set name=..."
@@ -114,7 +111,7 @@ class Tracking:
             study.begin()
         except Exception as error:
             if not self._proven:
-                reason = f"MLflow does not take runs or artifacts: {_reason(error)}."
+                reason = f"MLflow does not take runs or artifacts: {reason_of(error)}."
                 raise InputError(self._place, reason, FIX) from None
             self._spool.add(study.begin)
         self._proven = True
@@ -140,7 +137,7 @@ class Study:
     """
 
     def __init__(
-        self, client: MlflowClient, spool: "Spool", experiment_id: str, config: SweepConfig, resume: bool
+        self, client: MlflowClient, spool: Spool, experiment_id: str, config: SweepConfig, resume: bool
     ) -> None:
         self._client, self._spool, self._experiment_id, self._config = client, spool, experiment_id, config
         self._capability: float | None = None
@@ -356,84 +353,6 @@ class Study:
         return runs
 
 
-class Spool:
-    """Writes in their order; while MLflow does not answer they wait here. Each must bear being repeated."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-        self._writes: deque[Write] = deque()
-        self._files: deque[Write] = deque()  # after the writes: an artifact store that is lost holds up nothing else
-        self._failures = 0
-        self._retry_at = 0.0
-        self._refused: set[str] = set()
-
-    def add(self, write: Write) -> None:
-        self._writes.append(write)
-        self.drain()
-
-    def add_file(self, write: Write) -> None:
-        self._files.append(write)
-        self.drain()
-
-    def drain(self, patience: float = 0.0) -> None:
-        """Make the writes that wait, as far as they go, without sleeping; or go on trying for `patience` seconds."""
-        give_up = time.monotonic() + patience
-        while queue := self._writes or self._files:
-            if (pause := self._retry_at - time.monotonic()) > 0:
-                if (left := give_up - time.monotonic()) <= 0:
-                    break
-                time.sleep(min(pause, left))
-            try:
-                queue[0]()
-            except Exception as error:
-                if _may_pass(error):
-                    self._pause(error)
-                    continue
-                self._say_refused(error)
-            else:
-                self._say_recovered()
-            queue.popleft()
-        if patience and (waiting := len(self._writes) + len(self._files)):
-            message = "MLflow at %s lacks %d writes, which are tried again as long as this sweep runs."
-            log.warning(f"{message} The trials' folders hold all metrics.", self._where, waiting)
-
-    def _pause(self, error: Exception) -> None:
-        if not self._failures:
-            message = "MLflow at %s fails (%s). Training goes on; what MLflow misses is written when it works again."
-            log.warning(message, self._where, _reason(error))
-        self._retry_at = time.monotonic() + min(2.0**self._failures, LONGEST_PAUSE_SECONDS)
-        self._failures += 1
-
-    def _say_recovered(self) -> None:
-        if self._failures:
-            log.warning("MLflow at %s works again.", self._where)
-        self._failures = 0
-
-    def _say_refused(self, error: Exception) -> None:
-        reason = _reason(error)
-        if reason not in self._refused:
-            log.warning("MLflow at %s refuses a write, which is left out: %s.", self._where, reason)
-        self._refused.add(reason)
-
-
-# Another attempt would be refused as well.
-_REFUSALS = {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "RESOURCE_DOES_NOT_EXIST"}
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether another attempt may succeed: the server or its network is down, the database locked, the disk full."""
-    if isinstance(error, MlflowException):
-        return error.error_code not in _REFUSALS
-    return isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, MlflowException) and isinstance(error.__context__, OSError):
-        return "no server answers there"
-    lines = str(error).splitlines() or [type(error).__name__]
-    return redacted(lines[0])[:300].rstrip(".")
-
-
 def _is_database(uri: str) -> bool:
     return uri.split(":")[0].split("+")[0] in DATABASES
 
@@ -473,19 +392,6 @@ def _params(backbone: str, trial: TrialConfig) -> dict[str, Any]:
     values = trial.model_dump(mode="json")
     objective = values.pop("objective")
     return {"backbone": backbone, "objective": objective.pop("type"), **objective, **values}
-
-
-_SECRET = re.compile(
-    r"(?:(?<=://)([^:/@\s]*:)[^@/\s]+(?=@)"  # the password in an address
-    r"|((?:token|secret|password|api_?key)['\"]?\s*[:=]\s*)[^\s&]+"  # the value of a key of such a name
-    r"|\bhf_\w{16,})",
-    re.IGNORECASE,
-)
-
-
-def redacted(text: str) -> str:
-    """The text without passwords, tokens and keys."""
-    return _SECRET.sub(lambda found: f"{found[1] or found[2] or ''}<redacted>", text)
 
 
 def _text(value: Any) -> str:

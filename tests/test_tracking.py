@@ -28,10 +28,10 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raysft import tracking
+from raysft import spool, tracking
 from raysft.config import FileSource, HubSource, PowerConfig, ReasoningGymSource, SweepConfig, TrialConfig
 from raysft.errors import InputError
-from raysft.tracking import Study, Tracking, redacted, ui_command
+from raysft.tracking import Study, Tracking, ui_command
 
 fork = multiprocessing.get_context("fork")
 
@@ -470,7 +470,7 @@ def forgetful(server: Server) -> Iterator[Forgetful]:
 def test_a_write_whose_answer_is_lost_is_not_doubled(
     config: SweepConfig, forgetful: Forgetful, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(spool, "LONGEST_PAUSE_SECONDS", 0.05)
     config = sweep_in(config.output, forgetful.uri, "forgotten").for_backbone("tiny")
     study = Tracking(config).start_study(config)
     forgetful.forgets = True
@@ -619,19 +619,6 @@ def test_secrets_stay_out(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) 
     files = [path for path in config.output.rglob("*") if path.is_file()]
     assert {"mlflow.db", "config.yaml", "trial.json"} <= {path.name for path in files}
     assert [path for path in files if b"canary" in path.read_bytes()] == []
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [
-        ("postgresql://me:pa:ss@host:5432/db", "postgresql://me:<redacted>@host:5432/db"),
-        ("http://host:5000/path", "http://host:5000/path"),
-        ("password: 'x y", "password: <redacted> y"),
-        ("max_new_tokens: 256", "max_new_tokens: 256"),
-    ],
-)
-def test_redacted(text: str, shown: str) -> None:
-    assert redacted(text) == shown
 
 
 def test_the_command_opens_the_ui(config: SweepConfig, server: Server) -> None:
