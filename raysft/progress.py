@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -9,6 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from raysft.config import SweepConfig, TrialConfig
+
+if TYPE_CHECKING:
+    from raysft.sweep.ledger import TrialRow
 
 SHOWN = 14  # trials in the live table
 
@@ -58,12 +62,14 @@ class Progress:
     def trial_started(self, trial_id: str, trial: TrialConfig) -> None:
         self.lines[trial_id] = Line(trial)
 
-    def trial_known(self, trial_id: str, trial: TrialConfig, status: str, metrics: dict[str, float]) -> None:
+    def trial_known(self, row: "TrialRow") -> None:
         """A trial that had ended before the study was resumed."""
-        line = Line(trial, status=status, step=int(metrics.get("step", 0)), value=metrics.get(self._metric()))
-        self.lines[trial_id] = line
+        line = Line(row.trial, status=row.status.lower(), step=row.step, value=row.metrics.get(self._metric()))
+        self.lines[row.trial_id] = line
         if not self.live:
-            self._say(f"{self._name()} {self._done()}/{self.total} {trial.objective.label()}: {status} earlier")
+            self._say(
+                f"{self._name()} {self._done()}/{self.total} {row.trial.objective.label()}: {line.status} earlier"
+            )
 
     def trial_moved(self, trial_id: str, point: dict[str, float]) -> None:
         """point: the newest line of the trial's metrics."""
@@ -71,14 +77,14 @@ class Progress:
             line.step, line.loss = int(point["step"]), point.get("train/loss")
             line.value = point.get(self._metric(), line.value)
 
-    def trial_ended(self, trial_id: str, status: str, metrics: dict[str, float], reason: str) -> None:
-        line = self.lines[trial_id]
-        line.status, line.seconds = status.lower(), time.monotonic() - line.started
-        line.value = metrics.get(self._metric(), line.value)
+    def trial_ended(self, row: "TrialRow") -> None:
+        line = self.lines[row.trial_id]
+        line.status, line.seconds = row.status.lower(), time.monotonic() - line.started
+        line.value = row.metrics.get(self._metric(), line.value)
         if not self.live:
             value = "" if line.value is None else f" {self._metric()} {line.value:.4f}"
             left = f", {self._left()} left" if self._left() else ""
-            note = f" ({reason})" if reason else ""
+            note = f" ({row.reason})" if row.reason else ""
             what = f"{line.trial.objective.label()}: {line.status}{note}{value}, {line.seconds:.0f} s"
             self._say(f"{self._name()} {self._done()}/{self.total} {what}{left}")
 

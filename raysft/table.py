@@ -8,7 +8,8 @@ from rich.table import Table
 from raysft.config import PAPER_BASELINES, SweepConfig
 
 if TYPE_CHECKING:
-    from raysft.sweep.driver import StudyResult, TrialRow
+    from raysft.sweep.driver import StudyResult
+    from raysft.sweep.ledger import TrialRow
 
 
 def result_table(results: "list[StudyResult]", config: SweepConfig) -> Table:

@@ -274,6 +274,13 @@ class Study:
     def _log_text(self, run: _Tracked, text: str, name: str) -> None:
         self._spool.add_file(lambda: self._client.log_text(self._run(run), text, name))
 
+    def statuses(self) -> dict[str, str]:
+        """Status of each trial that MLflow holds, by trial_id; empty while it does not answer."""
+        try:
+            return {row["trial_id"]: row["status"] for row in self.trials()}
+        except (MlflowException, OSError):
+            return {}
+
     # What follows runs inside the spool, and may run again.
 
     def _run(self, run: _Tracked) -> str:

@@ -86,7 +86,8 @@ class Bench:
         self._agree("the trial", config_hash(identity))
         if self.ranks.rank == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
-            (job.folder / "trial.json").write_text(job.trial.model_dump_json(indent=1))
+            if not (record := job.folder / "trial.json").exists():  # a sweep's driver writes its own
+                record.write_text(job.trial.model_dump_json(indent=1))
         self.ranks.barrier()
         torch.manual_seed(job.trial.seed)  # LoRA's initial weights
         engine = self._engine(job.trial)

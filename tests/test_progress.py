@@ -9,6 +9,7 @@ from rich.console import Console
 
 from raysft.config import PowerConfig, SweepConfig, TrialConfig
 from raysft.progress import SHOWN, Progress
+from raysft.sweep.ledger import TrialRow
 
 Make = Callable[..., SweepConfig]
 METRIC = "eval/accuracy"
@@ -28,7 +29,7 @@ def run(progress: Progress, trial_id: str, exponent: float, value: float, second
     """A trial from its start to its end, that began so many seconds ago."""
     progress.trial_started(trial_id, trial(exponent))
     progress.lines[trial_id].started -= seconds
-    progress.trial_ended(trial_id, "FINISHED", {METRIC: value}, "")
+    progress.trial_ended(TrialRow(trial_id, trial(exponent), "FINISHED", {METRIC: value}))
 
 
 def test_lines_of_a_study(make_config: Make) -> None:
@@ -39,9 +40,9 @@ def test_lines_of_a_study(make_config: Make) -> None:
     progress.trial_started("b", trial(0, threshold=0.2))
     progress.trial_moved("b", {"step": 2, "train/loss": 1.5, METRIC: 0.25})
     progress.refresh()
-    progress.trial_ended("b", "KILLED", {}, "[early] stop")
+    progress.trial_ended(TrialRow("b", trial(0, threshold=0.2), "KILLED", reason="[early] stop"))
     progress.trial_started("c", trial(10))
-    progress.trial_ended("c", "FAILED", {}, "the loss is nan")
+    progress.trial_ended(TrialRow("c", trial(10), "FAILED", reason="the loss is nan"))
     progress.ended(interrupted=False)
     lines = file.getvalue().splitlines()
     assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
@@ -65,7 +66,7 @@ def test_trials_that_ended_before_a_resume_count_but_teach_no_duration(make_conf
     for terminal in (False, True):
         progress, file = shown(terminal)
         progress.study(make_config(), total=4, slots=1)
-        progress.trial_known("a", trial(0), "finished", {METRIC: 0.75, "step": 6})
+        progress.trial_known(TrialRow("a", trial(0), "FINISHED", {METRIC: 0.75}, step=6))
         run(progress, "b", 1, 0.5, seconds=100)
         progress.ended(interrupted=False)
         said = file.getvalue()
@@ -99,7 +100,7 @@ def test_table_on_a_terminal(make_config: Make) -> None:
     progress.trial_moved("c", {"step": 7, "train/loss": 1.25, METRIC: 0.875})
     progress.trial_moved("c", {"step": 8, "train/loss": 1.125})
     progress.trial_started("d", trial(10))
-    progress.trial_ended("d", "FAILED", {}, "the loss is nan")
+    progress.trial_ended(TrialRow("d", trial(10), "FAILED", reason="the loss is nan"))
     progress.refresh()
     progress.ended(interrupted=False)
     screen = file.getvalue()
@@ -118,7 +119,7 @@ def test_smaller_is_better_where_the_metric_is_a_loss(make_config: Make) -> None
     progress.study(make_config(search={"metric": "eval/nll"}), total=2, slots=1)
     for name, exponent, value in (("a", 0, 0.25), ("b", 1, 0.75)):
         progress.trial_started(name, trial(exponent))
-        progress.trial_ended(name, "FINISHED", {"eval/nll": value}, "")
+        progress.trial_ended(TrialRow(name, trial(exponent), "FINISHED", {"eval/nll": value}))
     progress.ended(interrupted=False)
     assert "2/2 done; best so far: nll (0.2500)" in file.getvalue()
     assert "left" not in file.getvalue()[file.getvalue().rindex("2/2 done") :]

@@ -8,14 +8,15 @@ from rich.console import Console
 
 from raysft.config import PAPER_BASELINES, PowerConfig, SweepConfig, TrialConfig
 from raysft.probe import Capability
-from raysft.sweep.driver import StudyResult, TrialRow
+from raysft.sweep.driver import StudyResult
+from raysft.sweep.ledger import Status, TrialRow
 from raysft.table import result_table
 
 Make = Callable[..., SweepConfig]
 METRIC = "eval/accuracy"
 
 
-def row(objective: PowerConfig, value: float | None, status: str = "FINISHED") -> TrialRow:
+def row(objective: PowerConfig, value: float | None, status: Status = "FINISHED") -> TrialRow:
     trial = TrialConfig(objective=objective, learning_rate=1e-3, seed=0)
     return TrialRow(objective.label(), trial, status, {} if value is None else {METRIC: value})
 

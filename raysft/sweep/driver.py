@@ -26,6 +26,8 @@ from raysft.probe import Capability
 from raysft.progress import Progress
 from raysft.sweep.board import start_board
 from raysft.sweep.group import groups_folder, keep_group
+from raysft.sweep.halving import scheduler
+from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.mirror import Mirror
 from raysft.sweep.space import Space, StudySearch
 from raysft.sweep.trainable import run_trial
@@ -39,16 +41,7 @@ TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
 GROUP_END_SECONDS = 60.0
 SETTINGS = "settings.json"
 RESULT = "study.json"
-
-
-@dataclass(frozen=True)
-class TrialRow:
-    """A trial of a finished study."""
-
-    trial_id: str
-    trial: TrialConfig
-    status: str
-    metrics: dict[str, float]
+TUNE = "tune"
 
 
 @dataclass(frozen=True)
@@ -70,10 +63,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints even when it is told not to
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": 200_000_000}
     try:
@@ -214,7 +205,9 @@ class _Study:
         self.config, self.given, self.tracking, self.progress, self.resume = config, given, tracking, progress, resume
         self.folder = study_folder(config)
         self.total = len(given) + config.search.trials
-        self.slots = min(slots, self.total)
+        self.ledger = Ledger(self.folder / "trials")
+        self.left = self.total - sum(row.ended for row in self.ledger.rows())
+        self.slots = min(slots, self.left)
 
     def run(self) -> StudyResult:
         name = self.config.backbone.name
@@ -227,8 +220,9 @@ class _Study:
         try:
             capability = self._measure(board, tracked)
             self.progress.capability(capability.mean_probability)
-            grid, interrupted = self._search(board, capability, tracked)
-            rows = [_row(grid[i], self.config) for i in range(len(grid))]
+            self._search(board, capability, tracked)
+            rows = self.ledger.rows()
+            interrupted = sum(row.status != "INTERRUPTED" for row in rows) < self.total
             result = StudyResult(name, capability, rows, self._best(rows), interrupted)
             return result
         finally:
@@ -266,55 +260,35 @@ class _Study:
             tracked.log_data(name, sources[name], facts["fingerprint"], facts["counts"])
         return Capability(**measured["capability"])
 
-    def _search(self, board: Any, capability: Capability, tracked: TrackedStudy) -> tuple[tune.ResultGrid, bool]:
-        """Run Tune to its end, or to the user's interruption."""
+    def _search(self, board: Any, capability: Capability, tracked: TrackedStudy) -> None:
+        """Run Tune until every trial has ended, or to the user's interruption."""
         search = self.config.search
         space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
-        trainable = tune.with_resources(partial(run_trial, board=board, folder=str(self.folder)), TRIAL_RESOURCES)
-        mirror = Mirror(tracked, board, self.folder, self.progress)
-        run_config = tune.RunConfig(
-            name="tune",
-            storage_path=str(self.folder),
-            callbacks=[mirror],
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=self.config.workers.max_failures),
-        )
-        if self.resume and tune.Tuner.can_restore(str(self.folder / "tune")):
-            tuner = tune.Tuner.restore(
-                str(self.folder / "tune"), trainable, resume_unfinished=True, resume_errored=True
-            )
-            tuner._local_tuner._run_config.callbacks = [mirror]  # type: ignore[union-attr]
-            mirror.ended_earlier(tuner.get_results()._experiment_analysis.trials)
-        else:
-            shutil.rmtree(self.folder / "tune", ignore_errors=True)
-            tuner = tune.Tuner(
-                trainable,
-                tune_config=tune.TuneConfig(
-                    search_alg=StudySearch(space, self.given, search, capability),
-                    scheduler=self._scheduler(),
-                    num_samples=self.total,
-                    max_concurrent_trials=self.slots,
-                    reuse_actors=True,
-                    trial_name_creator=lambda trial: trial.trial_id,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=run_config,
-            )
-        grid = tuner.fit()
-        return grid, mirror.interrupted(self.total)
-
-    def _scheduler(self) -> Any:
-        asha = self.config.search.asha
-        if asha is None:
-            return None
-        return tune.schedulers.ASHAScheduler(
-            time_attr="step",
-            metric=self.config.search.metric,
-            mode=self.config.search.mode,
-            grace_period=asha.grace_period,
-            reduction_factor=asha.reduction_factor,
-            max_t=10**9,
-        )
+        mirror = Mirror(tracked, board, self.ledger, self.progress)
+        mirror.catch_up()
+        if not self.left:
+            return
+        shutil.rmtree(self.folder / TUNE, ignore_errors=True)
+        trainable = partial(run_trial, board=board, folder=str(self.ledger.folder))
+        tune.Tuner(
+            tune.with_resources(trainable, TRIAL_RESOURCES),
+            tune_config=tune.TuneConfig(
+                search_alg=StudySearch(space, self.given, search, capability, self.ledger),
+                scheduler=scheduler(search, self.ledger),
+                num_samples=self.left,
+                max_concurrent_trials=self.slots,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial_id"],
+                trial_dirname_creator=lambda trial: trial.config["trial_id"],
+            ),
+            run_config=tune.RunConfig(
+                name=TUNE,
+                storage_path=str(self.folder),
+                callbacks=[mirror],
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=self.config.workers.max_failures),
+            ),
+        ).fit()
 
     def _best(self, rows: list[TrialRow]) -> TrialRow | None:
         metric, sign = self.config.search.metric, 1 if self.config.search.mode == "max" else -1
@@ -336,14 +310,6 @@ class _Study:
         tracked.end("KILLED" if result.interrupted else "FINISHED", summary)
         (self.folder / RESULT).write_text(_as_json(result))
         self.progress.ended(result.interrupted)
-
-
-def _row(found: Any, config: SweepConfig) -> TrialRow:
-    metrics = {k: v for k, v in (found.metrics or {}).items() if k.startswith(("eval/", "train/"))}
-    finished = bool((found.metrics or {}).get("finished"))
-    status = "FAILED" if found.error else "FINISHED" if finished else "KILLED"
-    trial_id = (found.metrics or {}).get("trial_id") or Path(found.path).name
-    return TrialRow(trial_id, TrialConfig.model_validate(found.config["trial"]), status, metrics)
 
 
 def _as_json(result: StudyResult) -> str:

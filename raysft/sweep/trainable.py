@@ -11,9 +11,9 @@ from raysft.errors import TrialFailed
 
 
 def run_trial(params: dict[str, Any], board: Any, folder: str) -> None:
-    """Tune's trainable: pins the trial to the board and passes its reports on."""
-    trial_id = tune.get_context().get_trial_id()
-    job = Job(trial_id, TrialConfig.model_validate(params["trial"]), Path(folder) / "trials" / trial_id)
+    """Tune's trainable: pins the trial to the board and passes its reports on. folder: of the study's trials."""
+    trial_id = params["trial_id"]
+    job = Job(trial_id, TrialConfig.model_validate(params["trial"]), Path(folder) / trial_id)
     ray.get(board.submit.remote(trial_id, job))
     seen = 0
     while True:

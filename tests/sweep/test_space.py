@@ -1,7 +1,10 @@
 """The search space and the searcher: baselines first, conditional parameters, budgets not mixed."""
 
 import itertools
+import json
 import math
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,6 +15,7 @@ from optuna.trial import TrialState
 
 from raysft.config import PAPER_BASELINES, PowerConfig, SearchConfig, SpaceConfig, TrialConfig
 from raysft.probe import Capability
+from raysft.sweep.ledger import Ledger, Status, TrialRow
 from raysft.sweep.space import Space, StudySearch
 
 SEARCH = SearchConfig(metric="eval/nll", trials=4)
@@ -36,9 +40,17 @@ def trial_of(objective: PowerConfig) -> TrialConfig:
 
 
 def search_over(
-    space: SpaceConfig, given_trials: list[TrialConfig] | None = None, search: SearchConfig = SEARCH
+    space: SpaceConfig,
+    given_trials: list[TrialConfig] | None = None,
+    search: SearchConfig = SEARCH,
+    ledger: Ledger | None = None,
 ) -> StudySearch:
-    return StudySearch(Space(space, RATE, seed=0), given_trials or [], search, capability())
+    """A searcher of a study of its own, or of one whose ledger is given."""
+    with tempfile.TemporaryDirectory() as folder:
+        searcher = StudySearch(
+            Space(space, RATE, seed=0), given_trials or [], search, capability(), ledger or Ledger(Path(folder))
+        )
+    return searcher
 
 
 def suggested(searcher: StudySearch, name: str) -> TrialConfig:
@@ -86,7 +98,7 @@ def test_every_suggestion_lies_in_the_space(space: SpaceConfig, seed: int) -> No
             assert space.threshold is not None
             assert objective.keep in space.keep
             assert (trial.quantile is not None) == (space.threshold_unit == "quantile")
-        assert searcher.space.locate(trial, capability())[1] is not None
+        assert set(searcher.space.locate(trial, capability())[1]) >= set(searcher._ot_study.trials[i].params)
         searcher.on_trial_complete(str(i), finished(float(i)))
     assert [t.state for t in searcher._ot_study.trials] == [TrialState.COMPLETE] * 3
 
@@ -127,19 +139,63 @@ def test_stopped_trial_is_pruned_with_its_step_and_failed_one_failed() -> None:
     assert searcher._ot_study.trials[0].intermediate_values == {20: 1.5}
 
 
-def test_searcher_state_survives_save_and_restore(tmp_path: Any) -> None:
-    space = SpaceConfig(exponent={"low": 0.5, "high": 5})
-    searcher = search_over(space, [trial_of(b) for b in PAPER_BASELINES])
-    for i in range(5):
-        searcher.suggest(str(i))
-    searcher.on_trial_complete("1", finished(1.0))
-    searcher.save(str(tmp_path / "state.pkl"))
-    restored = search_over(space)
-    restored.restore(str(tmp_path / "state.pkl"))
-    assert restored.given == searcher.given
-    assert not restored.waiting
-    restored.on_trial_complete("4", finished(0.5))
-    assert [t.state for t in restored._ot_study.trials].count(TrialState.COMPLETE) == 2
+NARROW = SpaceConfig(exponent={"low": 0.5, "high": 5})
+GIVEN = [trial_of(b) for b in PAPER_BASELINES]
+
+
+def test_a_resumed_search_goes_by_the_ledger(tmp_path: Path) -> None:
+    """Interrupted and failed trials first, under their ids; what had ended is learned from and not tried again."""
+    ledger = Ledger(tmp_path)
+    searcher = search_over(NARROW, GIVEN, ledger=ledger)
+    begun = [searcher.suggest(name) or {} for name in "abcdef"]
+    assert [params["trial_id"] for params in begun] == ["0000", "0001", "0002", "0003", "0004", "0005"]
+    rows = ledger.rows()
+    assert [row.trial.model_dump(mode="json") for row in rows] == [params["trial"] for params in begun]
+    for number, value in ((0, 3.0), (1, 2.0), (4, 1.0)):
+        record(ledger, rows[number], "FINISHED", {5: value + 1, 10: value})
+    record(ledger, rows[5], "KILLED", {5: 4.0})
+    record(ledger, rows[2], "FAILED", {})
+
+    resumed = search_over(NARROW, GIVEN, ledger=ledger)
+    learned = resumed._ot_study.trials
+    assert [t.params["exponent"] for t in learned] == [
+        1,
+        rows[4].trial.objective.exponent,
+        rows[5].trial.objective.exponent,
+    ]
+    assert [t.state for t in learned] == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED]
+    assert [t.value for t in learned] == [2.0, 1.0, 4.0]
+    assert learned[0].intermediate_values == {5: 3.0, 10: 2.0}
+    again = [resumed.suggest(name) or {} for name in "ghi"]
+    assert again[:2] == [begun[2], begun[3]]
+    assert again[2]["trial_id"] == "0006"
+    assert again[2]["trial"]["role"] == "search"
+    assert ledger.rows()[2].status == "INTERRUPTED", "it runs again"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("begun", [1, 3, 6])
+def test_a_resumed_search_draws_nothing_twice(tmp_path: Path, sampler: Any, begun: int) -> None:
+    ledger = Ledger(tmp_path)
+    search = SearchConfig(metric="eval/nll", sampler=sampler)
+    first = search_over(NARROW, GIVEN[:2], search, ledger)
+    drawn = [suggested(first, str(i)).objective.exponent for i in range(2 + begun)][2:]
+    for row in ledger.rows():
+        record(ledger, row, "FINISHED", {10: 1.0})
+    second = search_over(NARROW, GIVEN[:2], search, ledger)
+    drawn += [suggested(second, str(i)).objective.exponent for i in range(8 - begun)]
+    assert len(set(drawn)) == 8
+    if sampler == "tpe":
+        whole = search_over(NARROW, search=search)
+        assert drawn == [suggested(whole, str(i)).objective.exponent for i in range(8)]
+
+
+def record(ledger: Ledger, row: TrialRow, status: Status, values: dict[int, float]) -> None:
+    """A trial's evaluations and its end, as its workers and the driver write them."""
+    lines = [json.dumps({"step": step, "time": 1.7e9, "eval/nll": value}) for step, value in values.items()]
+    (ledger.folder / row.trial_id / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+    metrics = {"eval/nll": values[max(values)]} if values else {}
+    ledger.end(TrialRow(row.trial_id, row.trial, status, metrics, max(values, default=0)))
 
 
 def test_same_seed_same_suggestions() -> None:

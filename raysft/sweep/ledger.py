@@ -1,0 +1,89 @@
+"""The ledger of a study: each trial that began and how it ended, as files in the trials' own folders.
+
+It is the truth that a resume goes by. What Tune and Optuna knew is rebuilt from it, so that a kill at any moment
+loses no trial and begins none twice.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from raysft.config import TrialConfig
+
+Status = Literal["FINISHED", "KILLED", "FAILED", "INTERRUPTED"]
+BEGUN, ENDED, METRICS = "trial.json", "end.json", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A trial of a study. INTERRUPTED: it began and has not ended; KILLED: it was stopped early."""
+
+    trial_id: str
+    trial: TrialConfig
+    status: Status = "INTERRUPTED"
+    metrics: dict[str, float] = field(default_factory=dict)
+    step: int = 0
+    reason: str = ""
+
+    @property
+    def ended(self) -> bool:
+        """Whether a resume leaves it alone. A failed one is tried again: somebody may have mended the cause."""
+        return self.status in ("FINISHED", "KILLED")
+
+
+class Ledger:
+    """folder: of a study's trials. One process writes at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def rows(self) -> list[TrialRow]:
+        """All trials in the order in which they began."""
+        return [self._row(folder) for folder in self._folders()]
+
+    def begin(self, trial: TrialConfig) -> str:
+        """Record a new trial; its id is its number."""
+        trial_id = f"{len(self._folders()):04d}"
+        (self.folder / trial_id).mkdir(parents=True, exist_ok=True)
+        _publish(self.folder / trial_id / BEGUN, trial.model_dump(mode="json"))
+        return trial_id
+
+    def begin_again(self, trial_id: str) -> None:
+        """A trial that did not end well runs again."""
+        (self.folder / trial_id / ENDED).unlink(missing_ok=True)
+
+    def end(self, row: TrialRow) -> None:
+        end = {"status": row.status, "step": row.step, "reason": row.reason, "metrics": row.metrics}
+        _publish(self.folder / row.trial_id / ENDED, end)
+
+    def values(self, trial_id: str, metric: str) -> dict[int, tuple[float, float]]:
+        """step -> (Unix seconds, value) of the evaluations that a trial recorded."""
+        path = self.folder / trial_id / METRICS
+        points = _whole_lines(path.read_text().splitlines()) if path.exists() else []
+        return {int(p["step"]): (float(p["time"]), float(p[metric])) for p in points if metric in p}
+
+    def _folders(self) -> list[Path]:
+        begun = [path.parent for path in self.folder.glob(f"*/{BEGUN}")]
+        return sorted(begun, key=lambda folder: (len(folder.name), folder.name))
+
+    def _row(self, folder: Path) -> TrialRow:
+        trial = TrialConfig.model_validate_json((folder / BEGUN).read_text())
+        end = folder / ENDED
+        return TrialRow(folder.name, trial, **(json.loads(end.read_text()) if end.exists() else {}))
+
+
+def _publish(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(json.dumps(content, indent=1))
+    temporary.rename(path)
+
+
+def _whole_lines(lines: Iterable[str]) -> Iterable[dict[str, Any]]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except ValueError:  # the last line, which a kill cut short
+            continue
