@@ -64,20 +64,32 @@ def dump(config: SweepConfig) -> str:
     return write(config.model_dump(mode="json"))
 
 
+def absolute(config: SweepConfig) -> SweepConfig:
+    """The sweep with its local paths made absolute: workers have a working directory of their own."""
+    values = config.model_dump(mode="json")
+    for loc, path in _local_paths(config):
+        values = _replaced(values, loc, path)
+    return SweepConfig.model_validate(values)
+
+
 def absolute_paths(config: SweepConfig) -> list[str]:
-    """Settings for `load` that make the file's local paths absolute, so that it runs from another folder."""
-    found: list[tuple[str, Path]] = [("output", config.output)]
+    """The same as settings for `load`, so that the file runs from another folder."""
+    return [f"{'.'.join(map(str, loc))}={json.dumps(path)}" for loc, path in _local_paths(config)]
+
+
+def _local_paths(config: SweepConfig) -> list[tuple[Loc, str]]:
+    """The place of each local path in the sweep, and the path made absolute. What is not there is a hub id."""
+    found: list[tuple[Loc, Path]] = [(("output",), config.output)]
     for position, backbone in enumerate(config.backbones):
-        found.append((f"backbones.{position}.path", Path(backbone.path)))
-        found += _sources(f"backbones.{position}.overrides.data", backbone.overrides.get("data", {}))
-    found += _sources("data", config.data.model_dump(mode="json"))
-    local = [(key, path) for key, path in found if key == "output" or path.exists()]
-    return [f"{key}={json.dumps(str(path.absolute()))}" for key, path in local]
+        found.append((("backbones", position, "path"), Path(backbone.path)))
+        found += _sources(("backbones", position, "overrides", "data"), backbone.overrides.get("data", {}))
+    found += _sources(("data",), config.data.model_dump(mode="json"))
+    return [(loc, str(path.absolute())) for loc, path in found if loc == ("output",) or path.exists()]
 
 
-def _sources(key: str, data: dict[str, Any]) -> list[tuple[str, Path]]:
+def _sources(loc: Loc, data: dict[str, Any]) -> list[tuple[Loc, Path]]:
     sources = {name: data.get(name) for name in ("train", "heldout")}
-    return [(f"{key}.{name}.path", Path(s["path"])) for name, s in sources.items() if s and "path" in s]
+    return [((*loc, name, "path"), Path(s["path"])) for name, s in sources.items() if s and "path" in s]
 
 
 def _read(path: Path) -> str:

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from raysft.config import FileSource, PowerConfig, Range, SweepConfig, TrainingConfig
 from raysft.errors import InputError
-from raysft.sweepfile import absolute_paths, dump, load, schema, validated
+from raysft.sweepfile import absolute, absolute_paths, dump, load, schema, validated
 
 TEXT = """\
 name: s
@@ -296,9 +296,10 @@ def test_absolute_paths_let_a_file_run_from_another_folder(
     Path("a/b").mkdir(parents=True)
     for file in ("train.jsonl", "it's held.jsonl"):
         Path(file).touch()
-    sets = absolute_paths(load(path))
+    sets, here = absolute_paths(load(path)), absolute(load(path))
     monkeypatch.chdir("a")
     config = load(path, sets)
+    assert config == here
     assert config.output == tmp_path / "runs"
     assert [b.path for b in config.backbones] == [str(tmp_path / "a" / "b"), "c/d"]  # c/d is no folder: a hub id
     assert config.data.train == FileSource(path=tmp_path / "train.jsonl")

@@ -31,6 +31,7 @@ from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.mirror import Mirror
 from raysft.sweep.space import Space, StudySearch
 from raysft.sweep.trainable import run_trial
+from raysft.sweepfile import absolute
 from raysft.tracking import Study as TrackedStudy
 from raysft.tracking import Tracking
 
@@ -109,7 +110,7 @@ def sweep(
 
     Raises InputError for what cannot run, before anything starts.
     """
-    config = config.model_copy(update={"output": config.output.resolve()})
+    config = absolute(config)
     studies = [config.for_backbone(b.name) for b in config.backbones]
     for study in studies:
         _claim(study, resume)

@@ -1,6 +1,7 @@
 """Whole sweeps on a real local Ray with DeepSpeed workers, Optuna and an MLflow database."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -186,11 +187,15 @@ def test_killed_worker_resumes_its_trial_bitwise(ray_cluster: None, make_config:
 
 @pytest.fixture
 def command_line(make_config: Make, tmp_path: Path) -> Iterator[tuple[SweepConfig, Run]]:
-    """A sweep file of slow enough trials, and a function that runs `raysft sweep` on it in a process of its own."""
+    """A sweep file of slow enough trials, and a function that runs `raysft sweep` on it in a process of its own.
+
+    The file names its data and backbone as people do: relative to where they are.
+    """
     config = make_config()
     config = make_config(training=config.training.model_dump() | {"steps": 150, "checkpoint_every": 15})
     file = tmp_path / "sweep.yaml"
-    file.write_text(dump(config))
+    root = str(config.output.parents[1])
+    file.write_text(dump(config).replace(f"{root}/", f"{os.path.relpath(root, tmp_path)}/"))
     started: list[subprocess.Popen[str]] = []
 
     def run(*options: str) -> subprocess.Popen[str]:
@@ -199,6 +204,7 @@ def command_line(make_config: Make, tmp_path: Path) -> Iterator[tuple[SweepConfi
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            cwd=tmp_path,
         )
         started.append(process)
         return process
