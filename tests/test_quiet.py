@@ -14,7 +14,7 @@ from raysft.quiet import NOISY, libraries_to
 for path in sys.argv[1:]:
     assert libraries_to(Path(path)) == Path(path).resolve()
 warnings.warn("a hint nobody needs")
-for name in (*NOISY, "some.other.library"):
+for name in (*NOISY, "some.other.package"):
     logging.getLogger(name).warning("from %s", name)
 logging.getLogger("ray.tune").info("too quiet")
 logging.getLogger("raysft.sweep").warning("for the user")
@@ -35,7 +35,7 @@ def test_libraries_write_to_the_file_and_the_project_to_both(tmp_path: Path) -> 
     log = tmp_path / "new" / "folder" / "raysft.log"
     assert run(log) == "raysft: for the user\n"
     written = log.read_text()
-    for name in ("ray.tune", "mlflow", "some.other.library"):
+    for name in ("ray.tune", "mlflow", "some.other.package"):
         assert written.count(f"WARNING {name}: from {name}\n") == 1
     assert written.count("WARNING raysft.sweep: for the user\n") == 1
     assert "quiet" not in written
