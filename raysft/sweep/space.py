@@ -199,8 +199,10 @@ class StudySearch(OptunaSearch):
         self.told: dict[str, tuple[TrialConfig, dict[int, float]]] = {}  # of trials that Optuna was not asked for
         for row in rows:
             if row.ended:
-                values = {step: value for step, (_, value) in ledger.values(row.trial_id, self.metric).items()}
-                self._learn_from(row.trial, values, row.status == "FINISHED")
+                recorded = ledger.values(row.trial_id, self.metric).items()
+                values = {step: value for step, (_, value) in recorded if value == value}
+                whole = row.status == "FINISHED" and row.step in values
+                self._learn_from(row.trial, values, whole)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """trial_id: Tune's, which lives only as long as the process; the ledger's is in the answer."""

@@ -173,6 +173,19 @@ def test_a_resumed_search_goes_by_the_ledger(tmp_path: Path) -> None:
     assert ledger.rows()[2].status == "INTERRUPTED", "it runs again"
 
 
+def test_a_value_that_is_no_number_teaches_nothing_after_a_resume(tmp_path: Path) -> None:
+    """As it does before one: such a trial is pruned at its last number, or unknown to the sampler."""
+    ledger = Ledger(tmp_path)
+    searcher = search_over(NARROW, ledger=ledger)
+    for name in "ab":
+        searcher.suggest(name)
+    first, second = ledger.rows()
+    record(ledger, first, "FINISHED", {5: 2.0, 10: math.nan})
+    record(ledger, second, "FINISHED", {10: math.nan})
+    (told,) = search_over(NARROW, ledger=ledger)._ot_study.trials
+    assert (told.state, told.value) == (TrialState.PRUNED, 2.0)
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize("begun", [1, 3, 6])
 def test_a_resumed_search_draws_nothing_twice(tmp_path: Path, sampler: Any, begun: int) -> None:
