@@ -1,9 +1,11 @@
 """A Hugging Face causal language model: loading, its hidden states and output weight, log p of its targets.
 
-The loss head needs hidden states and the output weight, never the model's own logits; `load_model` therefore
-proves on a few tokens that hidden x weight gives exactly the logits that the model computes itself.
+The loss head needs hidden states and the output layer, never the model's own logits; `load_model` therefore proves on
+a few tokens that the two give exactly the logits that the model computes itself.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from raysft.config import BackboneConfig
 from raysft.errors import InputError
-from raysft.objectives import IGNORE_INDEX, build, linear_objective
+from raysft.objectives import IGNORE_INDEX, Power, linear_objective
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 LOUD = 1000.0  # times the logits: a soft cap leaves small ones nearly alone
@@ -72,6 +74,18 @@ def decoder(model: PreTrainedModel) -> nn.Module:
     return getattr(model, model.base_model_prefix)
 
 
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode, after which every module is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """Last hidden states [B, T, H] of input_ids [B, T]."""
     return decoder(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
@@ -89,28 +103,49 @@ def token_logp(
     """fp32 log p of every supervised token, in order: [supervised]. All [B, T]; labels -100 are not supervised."""
     rows, targets = shifted(hidden_states(model, input_ids, attention_mask), labels)
     output = model.get_output_embeddings()
-    logp = linear_objective(rows, output.weight, targets, build("power"), bias=output.bias)[3]
+    nll = Power()
+    logp = linear_objective(rows, output.weight, targets, nll, bias=output.bias, **output_transform(model))[3]
     return logp[targets != IGNORE_INDEX]
+
+
+def output_transform(model: PreTrainedModel) -> dict[str, Any]:
+    """What the model does to its output layer's logits: `scale` and `softcap` of the loss head.
+
+    By the names that transformers' configurations have for it: logit_scale (Cohere), logits_scaling (Granite),
+    final_logit_softcapping (Gemma 2).
+    """
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    return {"scale": scale / divisor, "softcap": getattr(config, "final_logit_softcapping", None)}
 
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
+    """Compares on 8 tokens, quietly and so loudly that no soft cap goes unseen."""
     place = _place(config)
     output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear):
         raise InputError(place, "has no linear output layer over the vocabulary.", "Use a causal language model.")
     tokens = torch.arange(8).remainder(output.weight.shape[0]).unsqueeze(0)
     mask = torch.ones_like(tokens)
-    loud = output.register_forward_hook(lambda *call: LOUD * call[-1])
-    try:
-        own = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
-        ours = output(hidden_states(model, tokens, mask)).float()
-    finally:
-        loud.remove()
-    if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
-        raise InputError(
-            place,
-            f"{type(model).__name__} changes its logits after the output layer (scaling or soft-capping), "
-            "and the loss head would train something else.",
-            "Use an architecture without it (Llama, Qwen, Mistral, GPT-2, Gemma 3, ...).",
-        )
+    hidden = hidden_states(model, tokens, mask)
+    for loudness in (1.0, LOUD):
+        loud = output.register_forward_hook(lambda *call, by=loudness: by * call[-1])
+        try:
+            own = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
+            ours = _transformed(output(hidden), **output_transform(model)).float()
+        finally:
+            loud.remove()
+        if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
+            raise InputError(
+                place,
+                f"{type(model).__name__} changes its logits after the output layer in a way that is not known here, "
+                "and the loss head would train something else.",
+                "Use an architecture that does not (Llama, Qwen, Mistral, GPT-2, Gemma, Cohere, Granite, ...).",
+            )
+
+
+def _transformed(logits: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
+    logits = logits * scale
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap

@@ -14,6 +14,7 @@ from raysft.errors import InputError, TrialFailed
 
 if TYPE_CHECKING:
     from raysft.config import SweepConfig
+    from raysft.objectives import Selection
     from raysft.sweep.driver import StudyResult
 
 app = typer.Typer(
@@ -87,8 +88,11 @@ def sweep(file: File, sets: Sets = [], resume: Resume = False, address: Address 
 @app.command()
 def train(
     file: File,
-    exponent: Annotated[float, typer.Option(help="0 is -log p, 1 is -p")] = 0.0,
+    objective: Annotated[str, typer.Option(help="power, focal, dft, ...")] = "power",
+    param: Annotated[list[str], typer.Option(help="of the objective, e.g. gamma=2; may be repeated")] = [],  # noqa: B006
+    exponent: Annotated[float | None, typer.Option(help="of power: 0 is -log p, 1 is -p")] = None,
     threshold: Annotated[float | None, typer.Option(help="probability; none by default")] = None,
+    upper: Annotated[float | None, typer.Option(help="probability above which nothing is learned")] = None,
     keep: Annotated[str, typer.Option(help="above or below the threshold")] = "above",
     backbone: Backbone = None,
     sets: Sets = [],  # noqa: B006
@@ -97,14 +101,14 @@ def train(
     in_process: Annotated[bool, typer.Option(help="without Ray and DeepSpeed, in this process")] = False,
 ) -> None:
     """Train one objective on one backbone, with the sweep file's data and settings."""
-    from raysft.config import PowerConfig, TrialConfig
-    from raysft.sweepfile import validated
+    from raysft.config import TrialConfig
 
-    objective = validated(PowerConfig, {"exponent": exponent, "threshold": threshold, "keep": keep}, "train")
+    values = {"threshold": threshold, "upper": upper, "keep": keep, "exponent": exponent}
+    chosen = _objective(objective, {k: v for k, v in values.items() if v is not None}, param)
     config = _one_backbone(_checked(file, sets), backbone)
     study = config.for_backbone(config.backbones[0].name)
     rate = study.training.learning_rate
-    trial = TrialConfig(objective=objective, learning_rate=rate, seed=study.seed, role="train")
+    trial = TrialConfig(objective=chosen, learning_rate=rate, seed=study.seed, role="train")
     if in_process:
         from raysft.inprocess import train_here
 
@@ -204,6 +208,18 @@ def _checked(file: Path, sets: list[str]) -> "SweepConfig":
     config = load(file, sets)
     check_config(config)
     return config
+
+
+def _objective(name: str, values: dict[str, Any], params: list[str]) -> "Selection":
+    from raysft.objectives import build
+    from raysft.yamltext import parse
+
+    for text in params:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--param {text}", "is not of the form key=value.", "Write, for example, --param gamma=2.")
+        values[key] = parse(value, f"--param {text}").values
+    return build(name, **values)
 
 
 def _one_backbone(config: "SweepConfig", name: str | None) -> "SweepConfig":

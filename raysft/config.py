@@ -8,49 +8,46 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
-Keep = Literal["above", "below"]
-ThresholdUnit = Literal["probability", "quantile"]
-Probability = Annotated[float, Field(ge=0, le=1)]
+from raysft.objectives.base import Keep, Probability, Selection, ThresholdUnit
+from raysft.objectives.power import Power
+from raysft.objectives.registry import known, name_of
+from raysft.refusal import refusals
+from raysft.strict import Strict
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------
 
 
-class PowerConfig(Strict):
-    """f(p) = (1 - p^a)/a, optionally only where p lies on one side of a threshold (arXiv 2510.00526, Eq. 3 and 4)."""
+def _power_unless_named(value: Any) -> Any:
+    return {"type": "power", **value} if isinstance(value, dict) else value
 
-    type: Literal["power"] = "power"
-    exponent: FiniteFloat = Field(default=0.0, description="a: 0 is -log p, 1 is -p; any real number")
-    threshold: Probability | None = Field(default=None, description="tokens on the other side are not learned from")
-    keep: Keep = Field(default="above", description="which side of the threshold is kept; the threshold itself is kept")
-    threshold_unit: ThresholdUnit = Field(
-        default="probability", description="quantile: of the base model's p on the training data, taken before training"
-    )
 
-    def label(self) -> str:
-        """A short readable name, e.g. `-p^10` or `exponent 0.5, p >= 0.2`."""
-        a = self.exponent
-        name = "nll" if a == 0 else "-p" if a == 1 else f"-p^{a:.4g}" if a > 1 else f"exponent {a:.4g}"
-        if self.threshold is None:
-            return name
-        quantile = "quantile " if self.threshold_unit == "quantile" else ""
-        return f"{name}, p {'>=' if self.keep == 'above' else '<='} {quantile}{self.threshold:.4g}"
-
+if TYPE_CHECKING:
+    AnyObjective = Selection
+else:
+    _Tagged = Annotated[Union[tuple(known().values())], Field(discriminator="type")]  # noqa: UP007
+    AnyObjective = Annotated[_Tagged, BeforeValidator(_power_unless_named)]
 
 PAPER_BASELINES = (
-    PowerConfig(exponent=0),
-    PowerConfig(exponent=1),
-    PowerConfig(exponent=10),
-    PowerConfig(exponent=0, threshold=0.2),
+    Power(exponent=0),
+    Power(exponent=1),
+    Power(exponent=10),
+    Power(exponent=0, threshold=0.2),
 )
 
 
@@ -88,23 +85,92 @@ def bounds(dimension: Dimension) -> tuple[float, float]:
     return min(values), max(values)
 
 
+def _searched(annotation: Any) -> Any:
+    """What the space may hold for a parameter: a range, a list of values or a value; no range but of real numbers."""
+    if get_origin(annotation) is Annotated:
+        return _searched(get_args(annotation)[0])
+    members = [m for m in get_args(annotation) if m is not type(None)] if type(None) in get_args(annotation) else []
+    if members:
+        return _searched(members[0]) | None
+    return Dimension if annotation is float else annotation | list[annotation]
+
+
+def _family(cls: type[Selection]) -> type[Strict]:
+    """An objective's own parameters as dimensions of the search."""
+    fields: dict[str, Any] = {"type": (Literal[name_of(cls)], Field(default=name_of(cls)))}
+    for name, field in cls.model_fields.items():
+        if name not in Selection.model_fields:
+            default = ... if field.is_required() else field.default
+            fields[name] = (_searched(field.annotation), Field(default=default, description=field.description))
+    if cls is Power:
+        fields["exponent"] = (Dimension | None, Field(default=None, description="null: that of the space"))
+    return create_model(f"{cls.__name__}Space", __base__=Strict, **fields)
+
+
+FAMILIES = {name: _family(cls) for name, cls in known().items()}
+if TYPE_CHECKING:
+    AnyFamily = Any
+else:
+    AnyFamily = Annotated[Union[tuple(FAMILIES.values())], Field(discriminator="type")]  # noqa: UP007
+
+
 class SpaceConfig(Strict):
     """What the search may choose. A threshold's value and side are asked for only where a trial has a threshold."""
 
-    exponent: Dimension = Range(low=0, high=10)
+    exponent: Dimension = Field(default=Range(low=0, high=10), description="of power, where it is searched")
+    objectives: Annotated[list[AnyFamily], Field(min_length=1)] = Field(
+        default=[FAMILIES["power"]()], description="families to choose from, each with ranges of its own parameters"
+    )
     threshold: Dimension | None = Field(default=None, description="null: no trial of the search has a threshold")
     threshold_optional: bool = Field(default=True, description="a trial first chooses whether to have a threshold")
     threshold_unit: ThresholdUnit = "probability"
-    keep: Annotated[list[Keep], Field(min_length=1)] = ["above"]
+    upper: Dimension | None = Field(default=None, description="bound above of what a threshold keeps; null: none")
+    keep: Annotated[list[Keep], Field(min_length=1)] = Field(default=["above"])
     learning_rate: Dimension | None = Field(default=None, description="null: the training section's for every trial")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.threshold is not None and not (bounds(self.threshold)[0] >= 0 and bounds(self.threshold)[1] <= 1):
             raise ValueError("thresholds lie between 0 and 1")
+        if self.upper is not None:
+            if self.threshold is None or self.keep != ["above"]:
+                raise ValueError("upper bounds what a threshold keeps above itself: set threshold, and keep to [above]")
+            if not bounds(self.threshold)[1] <= bounds(self.upper)[0] or bounds(self.upper)[1] > 1:
+                raise ValueError("upper lies between the largest threshold and 1")
         if self.learning_rate is not None and bounds(self.learning_rate)[0] <= 0:
             raise ValueError("learning rates are above 0")
+        names = [family.type for family in self.objectives]
+        if duplicate := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"objectives has '{duplicate}' twice: give it one entry, with ranges or lists of values")
+        for family in self.objectives:
+            self._corners(family.type)
         return self
+
+    def _corners(self, name: str) -> None:
+        """Raises ValueError unless the objective takes the smallest and the largest value of each dimension."""
+        dimensions = self.dimensions(name)
+        for side in (0, -1):
+            values = {key: _corner(dimension, side) for key, dimension in dimensions.items()}
+            try:
+                known()[name].model_validate(values)
+            except ValidationError as error:
+                refusal = refusals(known()[name], error)[0]
+                key = ".".join([name, *map(str, refusal.loc)])
+                raise ValueError(f"objectives: {key}: {refusal.reason}") from None
+
+    def dimensions(self, name: str) -> dict[str, Any]:
+        """Of an objective among `objectives`: its own parameters, each a range, a list of values or a value."""
+        family = next(f for f in self.objectives if f.type == name)
+        own = {key: getattr(family, key) for key in type(family).model_fields if key != "type"}
+        if name == "power" and own["exponent"] is None:
+            own["exponent"] = self.exponent
+        return own
+
+
+def _corner(dimension: Any, side: int) -> Any:
+    if isinstance(dimension, Range):
+        return dimension.bounds()[side]
+    return dimension[side] if isinstance(dimension, list) else dimension
 
 
 # --- backbones and data ---------------------------------------------------------------------------------------------
@@ -332,7 +398,7 @@ class SweepConfig(Strict):
     backbones: Annotated[list[BackboneConfig], Field(min_length=1)]
     data: DataConfig
     space: SpaceConfig = SpaceConfig()
-    baselines: list[PowerConfig] = Field(default=[], description="run besides the paper's four, which always run")
+    baselines: list[AnyObjective] = Field(default=[], description="run besides the paper's four, which always run")
     training: TrainingConfig = TrainingConfig()
     zero: ZeroConfig = ZeroConfig()
     workers: WorkersConfig = WorkersConfig()
@@ -373,7 +439,7 @@ class SweepConfig(Strict):
     def folder(self) -> Path:
         return self.output / self.name
 
-    def all_baselines(self) -> list[PowerConfig]:
+    def all_baselines(self) -> list[AnyObjective]:
         """The paper's four and the file's own, each once."""
         return list(dict.fromkeys([*PAPER_BASELINES, *self.baselines]))
 
@@ -396,17 +462,16 @@ class SweepConfig(Strict):
 class TrialConfig(Strict):
     """What one trial changes: everything else is its study's."""
 
-    objective: PowerConfig
+    objective: AnyObjective
     learning_rate: float = Field(gt=0)
     seed: int = Field(ge=0)
     role: Literal["baseline", "search", "train"] = "search"
     quantile: Probability | None = Field(default=None, description="of the base model's p that gave the threshold")
+    upper_quantile: Probability | None = Field(default=None, description="the same of the objective's upper")
 
     def name(self) -> str:
         """A name for a folder, e.g. `power-a1-above0.2-lr5e-05-seed0`."""
-        objective = self.objective
-        threshold = "" if objective.threshold is None else f"-{objective.keep}{objective.threshold:g}"
-        return f"{objective.type}-a{objective.exponent:g}{threshold}-lr{self.learning_rate:g}-seed{self.seed}"
+        return f"{self.objective.slug()}-lr{self.learning_rate:g}-seed{self.seed}"
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,9 @@ class _Found:
         return self.branch == (scalars or misfits)[0]
 
 
+_TELLS_APART = ("kind", "type")
+
+
 def _is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
@@ -114,7 +117,9 @@ def _named(members: list[Any], tag: str) -> Any:
 
 
 def _kind(member: type[BaseModel]) -> str | None:
-    return member.model_fields["kind"].default if "kind" in member.model_fields else None
+    """The value of the key that tells the members of a union apart."""
+    key = next((key for key in _TELLS_APART if key in member.model_fields), None)
+    return member.model_fields[key].default if key else None
 
 
 def _item(annotation: Any, key: str | int) -> Any:
@@ -167,7 +172,8 @@ def _worded(model: type[BaseModel], found: _Found) -> Refusal:
         about = found.field.description if found.field else None
         return Refusal(loc, f"'{loc[-1]}' is missing.", f"Add it: {about}." if about else "Add it.")
     if kind.startswith("union_tag"):
-        return _wrong_choice((*loc, "kind"), given.get("kind"), [str(_kind(m)) for m in found.members])
+        key = details["ctx"]["discriminator"].strip("'")
+        return _wrong_choice((*loc, key), given.get(key), [str(_kind(m)) for m in found.members])
     if kind == "literal_error":
         choices = [c for m in found.members if get_origin(m) is Literal for c in get_args(m)]
         return _wrong_choice(loc, given, choices, _alternatives(found) or _default(found))
@@ -184,8 +190,8 @@ def _worded(model: type[BaseModel], found: _Found) -> Refusal:
 def _wrong_choice(loc: Loc, given: Any, choices: list[Any], fix: str = "") -> Refusal:
     *others, last = [_shown(c) for c in choices]
     valid = f"{', '.join(others)} or {last}" if others else last
-    if given is None and loc[-1] == "kind":
-        return Refusal(loc, "'kind' is missing.", f"Set it to {valid}.")
+    if given is None and loc[-1] in _TELLS_APART:
+        return Refusal(loc, f"'{loc[-1]}' is missing.", f"Set it to {valid}.")
     near = did_you_mean(str(given), [str(c) for c in choices])
     return Refusal(loc, f"must be {valid}, not {_shown(given)}.", near if near.startswith("Did") else fix)
 

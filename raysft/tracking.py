@@ -395,10 +395,14 @@ def _study_id(config: SweepConfig, resume: bool) -> str:
 
 
 def _params(backbone: str, trial: TrialConfig) -> dict[str, Any]:
-    """The contract's parameters, the same keys for every trial."""
-    values = trial.model_dump(mode="json")
-    objective = values.pop("objective")
-    return {"backbone": backbone, "objective": objective.pop("type"), **objective, **values}
+    """The contract's parameters, the same keys for every trial; then what only this objective has, as `focal.gamma`."""
+    values = trial.model_dump(mode="json", exclude={"objective"})
+    objective = trial.objective.model_dump(mode="json")
+    name = objective.pop("type")
+    own = {key: objective.pop(key) for key in trial.objective.parameters()}
+    shared = {key: own.pop(key, None) for key in ("exponent", "final_exponent", "schedule")}
+    special = {f"{name}.{key}": value for key, value in own.items()}
+    return {"backbone": backbone, "objective": name, **shared, **objective, **values, **special}
 
 
 def _text(value: Any) -> str:

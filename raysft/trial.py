@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
+from transformers import PreTrainedModel
 
 from raysft.backbone import load_model, load_tokenizer
 from raysft.config import TRIAL_SECTIONS, Job, SweepConfig, TrialConfig, config_hash, total_steps
 from raysft.data.tokenized import split
 from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import evaluate, load_problems, write_records
-from raysft.objectives import build
 from raysft.probe import Capability, probe
 from raysft.ranks import Ranks
 from raysft.training.engine import Engine, PlainEngine
@@ -93,8 +93,7 @@ class Bench:
         engine = self._engine(job.trial)
         try:
             loop = Loop(
-                self.config, engine, self.train, self.ranks, job.folder, identity, self.pad_id,
-                job.trial.learning_rate, job.trial.seed, self.steps,
+                self.config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.pad_id, self.steps,
             )  # fmt: skip
             hooks = Hooks(lambda: self._evaluate(engine, job), report, stop)
             outcome = loop.run(hooks)
@@ -105,15 +104,21 @@ class Bench:
             return self._finish(job, TrialResult("finished", outcome.step, outcome.metrics))
         finally:
             engine.close()
+            self.base.to("cpu")  # type: ignore[arg-type]
 
     def _engine(self, trial: TrialConfig) -> Engine:
-        objective = build(**objective_parameters(trial))
-        model = SFTModel(self._fresh_model(), objective)
+        model = SFTModel(self._fresh_model(), self._frozen_base(trial))
         if self.engine_kind == "plain":
             return PlainEngine(model, self.config.training, self.device)
         from raysft.training.zero import ZeroEngine  # imports deepspeed, which the plain loop does without
 
         return ZeroEngine(model, self.config, self.ranks, self._fresh_model)
+
+    def _frozen_base(self, trial: TrialConfig) -> PreTrainedModel | None:
+        """The base model beside the trained one, where the objective needs it; adapters can be switched off instead."""
+        if not trial.objective.needs_reference or self.config.training.lora is not None:
+            return None
+        return self.base.to(self.device)  # type: ignore[arg-type]
 
     def _fresh_model(self) -> Model:
         return trainable_model(self.base, self.config.training)
@@ -182,20 +187,15 @@ class Bench:
             raise TrialFailed(f"the workers do not agree on {what}: {values}. Are all nodes of one version?")
 
 
-def objective_parameters(trial: TrialConfig) -> dict[str, Any]:
-    """What `raysft.objectives.build` takes for this trial."""
-    values = trial.objective.model_dump()
-    assert values.pop("threshold_unit") == "probability", (
-        "a quantile is turned into a probability before a trial starts"
-    )
-    return {"name": values.pop("type"), **values}
-
-
 def resolve_threshold(trial: TrialConfig, capability: Capability) -> TrialConfig:
-    """The trial with a quantile threshold replaced by that quantile of the base model's p (Sec. 5.1 of the paper)."""
+    """The trial with quantiles replaced by those of the base model's p (arXiv 2510.00526, Sec. 5.1)."""
     objective = trial.objective
+    probability: dict[str, Any] = {"threshold_unit": "probability"}
     if objective.threshold is None or objective.threshold_unit == "probability":
-        return trial.model_copy(update={"objective": objective.model_copy(update={"threshold_unit": "probability"})})
-    value = capability.quantile(objective.threshold)
-    changed = objective.model_copy(update={"threshold": value, "threshold_unit": "probability"})
-    return trial.model_copy(update={"objective": changed, "quantile": objective.threshold})
+        return trial.model_copy(update={"objective": objective.model_copy(update=probability)})
+    update: dict[str, Any] = {"quantile": objective.threshold}
+    probability["threshold"] = capability.quantile(objective.threshold)
+    if objective.upper is not None:
+        update["upper_quantile"] = objective.upper
+        probability["upper"] = capability.quantile(objective.upper)
+    return trial.model_copy(update={**update, "objective": objective.model_copy(update=probability)})

@@ -184,18 +184,19 @@ def test_classifier_and_translator_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "config"),
     [
+        (BertLMHeadModel, BertConfig(**BERT, is_decoder=True)),
         (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=30.0)),
         (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=0.5)),
         (GraniteForCausalLM, GraniteConfig(**SHAPE, logits_scaling=8.0)),
         (CohereForCausalLM, CohereConfig(**SHAPE, logit_scale=0.0625)),
-        (BertLMHeadModel, BertConfig(**BERT, is_decoder=True)),
     ],
-    ids=["soft cap", "hard cap", "divided", "multiplied", "transformed"],
+    ids=["transformed", "soft cap", "hard cap", "divided", "multiplied"],
 )
-def test_logits_that_are_not_hidden_times_weight_are_refused(
-    tmp_path: Path, model: type[PreTrainedModel], config: Any, precision: str
+def test_logits_that_are_made_in_an_unknown_way_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: type[PreTrainedModel], config: Any, precision: str
 ) -> None:
-    """Also a cap that the small logits of an untrained model hardly feel."""
+    """Also a cap that the small logits of an untrained model hardly feel. (The caps and scales are made unknown.)"""
+    monkeypatch.setattr("raysft.backbone.output_transform", lambda model: {"scale": 1.0, "softcap": None})
     torch.manual_seed(0)
     folder = saved(model(config), tmp_path / "model")
     error = refusal(lambda c: load_model(c, precision), folder)
@@ -207,6 +208,10 @@ def test_logits_that_are_not_hidden_times_weight_are_refused(
     ("model", "config"),
     [
         (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=None)),
+        (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=30.0)),
+        (Gemma2ForCausalLM, Gemma2Config(**GEMMA, final_logit_softcapping=0.5)),
+        (GraniteForCausalLM, GraniteConfig(**SHAPE, logits_scaling=8.0)),
+        (CohereForCausalLM, CohereConfig(**SHAPE, logit_scale=0.0625)),
         (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA)),
         (GraniteForCausalLM, GraniteConfig(**SHAPE, logits_scaling=1.0)),
         (GPT2LMHeadModel, GPT2Config(**GPT2)),
@@ -218,7 +223,7 @@ def test_logits_that_are_not_hidden_times_weight_are_refused(
 def test_other_architectures_load_and_give_their_own_log_p(
     tmp_path: Path, model: type[PreTrainedModel], config: Any, precision: str
 ) -> None:
-    """Phi has a bias in its output layer, GPT-2 calls its decoder by another name, the Gemmas tie and scale."""
+    """Phi has a bias in its output layer, GPT-2 calls its decoder by another name, the Gemmas tie, scale and cap."""
     torch.manual_seed(0)
     loaded = load_model(named(saved(model(config), tmp_path / "model")), precision)
     assert loaded.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysft.check import CHECKPOINTS, BackbonePlan, _size, check, describe
-from raysft.config import Job, PowerConfig, SweepConfig, TrialConfig
+from raysft.config import Job, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.inprocess import bench_here
+from raysft.objectives import Power
 
 Make = Callable[..., SweepConfig]
 
@@ -148,7 +149,7 @@ def test_checkpoint_bytes_worked_out_by_hand(
 def written(config: SweepConfig, folder: Path) -> Path:
     """The checkpoint folder of a plain trial that was stopped after its fifth step."""
     asked = iter([None, None, None, None, "save"])
-    trial = TrialConfig(objective=PowerConfig(), learning_rate=1e-3, seed=0)
+    trial = TrialConfig(objective=Power(), learning_rate=1e-3, seed=0)
     result = bench_here(config).run(Job(folder.name, trial, folder), stop=lambda: next(asked))  # type: ignore[arg-type]
     assert (result.status, result.step) == ("saved", 5)
     return folder / "checkpoints"
@@ -192,7 +193,7 @@ def test_checkpoint_bytes_count_what_lora_trains(make_config: Make, tmp_path: Pa
 
 def test_export_bytes_are_those_of_an_exported_model(make_config: Make, tmp_path: Path) -> None:
     config = make_config(evaluation={}, search={"trials": 1, "metric": "eval/nll"})
-    trial = TrialConfig(objective=PowerConfig(), learning_rate=1e-3, seed=0)
+    trial = TrialConfig(objective=Power(), learning_rate=1e-3, seed=0)
     bench_here(config).run(Job("t", trial, tmp_path / "t"), export=lambda metrics: True)
     weights = tmp_path / "t" / "model" / "model.safetensors"
     header = int.from_bytes(weights.read_bytes()[:8], "little")

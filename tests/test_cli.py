@@ -154,13 +154,23 @@ def test_an_unreadable_file_is_refused(sweep_file: Path) -> None:
     assert line == f"raysft: {sweep_file.parent}: cannot be read: Is a directory. Name a readable YAML file."
 
 
+POWER = "raysft: objective 'power'"
+POWERS_KEYS = "Valid: exponent, final_exponent, keep, schedule, threshold, threshold_unit, type, upper."
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (("--backbone", "on"), "raysft: --backbone: 'on' is not in the file. Did you mean 'one'?"),
-        (("--keep", "over"), "raysft: train keep: must be 'above' or 'below', not 'over'. Did you mean 'above'?"),
-        (("--threshold", "2"), "raysft: train threshold: must be at most 1, not 2. The default is null."),
-        (("--exponent", "nan"), "raysft: train exponent: must be a finite number, not nan. The default is 0."),
+        (("--keep", "over"), f"{POWER} keep: must be 'above' or 'below', not 'over'. Did you mean 'above'?"),
+        (("--threshold", "2"), f"{POWER} threshold: must be at most 1, not 2. The default is null."),
+        (("--exponent", "nan"), f"{POWER} exponent: must be a finite number, not nan. The default is 0."),
+        (("--objective", "fokal"), "raysft: objective 'fokal': is unknown. Did you mean 'focal'?"),
+        (("--param", "gamma=2"), f"{POWER} gamma: 'gamma' is not a key here. {POWERS_KEYS}"),
+        (
+            ("--param", "gamma"),
+            "raysft: --param gamma: is not of the form key=value. Write, for example, --param gamma=2.",
+        ),
         (("--set", "x"), "raysft: --set x: is not of the form key=value. Write, for example, --set training.steps=20."),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,6 @@ from raysft.config import (
     GenerationConfig,
     HubSource,
     LoraConfig,
-    PowerConfig,
     Range,
     ReasoningGymSource,
     SearchConfig,
@@ -34,6 +34,7 @@ from raysft.config import (
     config_hash,
     total_steps,
 )
+from raysft.objectives import Power, Selection, known
 
 FILE = {"kind": "file", "path": "train.jsonl"}
 FIGLET = {"kind": "reasoning_gym", "task": "figlet_font", "size": 8}
@@ -54,12 +55,12 @@ def sweep(**changes: Any) -> SweepConfig:
 
 
 REFUSED: list[tuple[type[BaseModel], dict[str, Any], str]] = [
-    (PowerConfig, {"exponent": math.nan}, "finite"),
-    (PowerConfig, {"exponent": math.inf}, "finite"),
-    (PowerConfig, {"threshold": 1.01}, "less than or equal to 1"),
-    (PowerConfig, {"threshold": -0.01}, "greater than or equal to 0"),
-    (PowerConfig, {"keep": "over"}, "'above' or 'below'"),
-    (PowerConfig, {"type": "focal"}, "'power'"),
+    (Power, {"exponent": math.nan}, "finite"),
+    (Power, {"exponent": math.inf}, "finite"),
+    (Power, {"threshold": 1.01}, "less than or equal to 1"),
+    (Power, {"threshold": -0.01}, "greater than or equal to 0"),
+    (Power, {"keep": "over"}, "'above' or 'below'"),
+    (Power, {"type": "focal"}, "'power'"),
     (Range, {"low": 1, "high": 1}, r"low \(1\) must be below high \(1\)"),
     (Range, {"low": 0, "high": 1, "log": True}, "needs low > 0"),
     (Range, {"low": 1, "high": 2, "log": True, "step": 0.1}, "exclude each other"),
@@ -172,7 +173,7 @@ def test_no_model_takes_unknown_keys_or_changes(model: type[BaseModel]) -> None:
 
 
 def test_the_walk_over_models_sees_all_of_them() -> None:
-    assert {SweepConfig, FileSource, Range, LoraConfig, AshaConfig, PowerConfig} <= set(models())
+    assert {SweepConfig, FileSource, Range, LoraConfig, AshaConfig, Power} <= set(models())
 
 
 # --- what is derived ------------------------------------------------------------------------------------------------
@@ -191,10 +192,44 @@ def test_the_walk_over_models_sees_all_of_them() -> None:
         ({"threshold": 0}, "nll, p >= 0"),
         ({"exponent": 1, "threshold": 0.25, "keep": "below"}, "-p, p <= 0.25"),
         ({"threshold": 0.1, "threshold_unit": "quantile"}, "nll, p >= quantile 0.1"),
+        ({"threshold": 0.1, "upper": 0.9}, "nll, 0.1 <= p <= 0.9"),
+        ({"exponent": 1, "final_exponent": 0}, "exponent 1 to 0"),
     ],
 )
 def test_label(values: dict[str, Any], label: str) -> None:
-    assert PowerConfig.model_validate(values).label() == label
+    assert Power.model_validate(values).label() == label
+
+
+@pytest.mark.parametrize("name", list(known()))
+def test_every_objective_has_a_place_in_baselines_trials_and_space(name: str) -> None:
+    whole = sweep(baselines=[{"type": name}], space={"objectives": [{"type": name}]})
+    assert whole.all_baselines()[-1] == (known()[name]() if name != "power" else PAPER_BASELINES[-1])
+    assert SweepConfig.model_validate(whole.model_dump(mode="json")) == whole
+    fields = {key for key in known()[name].model_fields if key not in Selection.model_fields}
+    assert whole.space.dimensions(name).keys() == fields
+    trial = TrialConfig(objective={"type": name}, learning_rate=1, seed=0)
+    assert TrialConfig.model_validate_json(trial.model_dump_json()) == trial
+    assert name in trial.name()
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        (
+            {"objectives": [{"type": "focal", "gamma": {"low": 0, "high": 50}}]},
+            "focal.gamma: must be at most 10, not 50",
+        ),
+        ({"objectives": [{"type": "huber", "delta": [0.5, 0]}]}, "huber.delta: must be above 0, not 0"),
+        ({"objectives": [{"type": "dft"}, {"type": "dft"}]}, "objectives has 'dft' twice"),
+        ({"objectives": [{"type": "power", "schedule": "cosine"}]}, "give a final_exponent as well"),
+        ({"upper": 0.5}, "set threshold, and keep to [above]"),
+        ({"upper": 0.5, "threshold": 0.2, "keep": ["below"]}, "set threshold, and keep to [above]"),
+        ({"upper": [0.1, 0.5], "threshold": 0.2}, "upper lies between the largest threshold and 1"),
+    ],
+)
+def test_spaces_with_values_that_no_objective_takes_are_refused(space: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(told)):
+        sweep(space=space)
 
 
 def test_metrics_are_maximised_except_nll() -> None:
@@ -212,7 +247,7 @@ def test_baselines_are_the_papers_and_the_files_own_each_once() -> None:
     assert sweep().all_baselines() == list(PAPER_BASELINES)
     own = [{"exponent": 0.5}, {"exponent": 1}, {"exponent": 0.5}, {"threshold": 0.2, "threshold_unit": "quantile"}]
     added = sweep(baselines=own).all_baselines()[4:]
-    assert added == [PowerConfig(exponent=0.5), PowerConfig(threshold=0.2, threshold_unit="quantile")]
+    assert added == [Power(exponent=0.5), Power(threshold=0.2, threshold_unit="quantile")]
 
 
 def test_accumulation_is_the_micro_batches_of_one_worker() -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from raysft.config import PowerConfig, SweepConfig, TrialConfig
+from raysft.config import SweepConfig, TrialConfig
+from raysft.objectives import Power
 from raysft.progress import SHOWN, Progress
 from raysft.sweep.ledger import TrialRow
 
@@ -16,7 +17,7 @@ METRIC = "eval/accuracy"
 
 
 def trial(exponent: float, threshold: float | None = None) -> TrialConfig:
-    objective = PowerConfig(exponent=exponent, threshold=threshold)
+    objective = Power(exponent=exponent, threshold=threshold)
     return TrialConfig(objective=objective, learning_rate=1e-3, seed=0)
 
 

@@ -20,6 +20,7 @@ VALUES: dict[str, Any] = {
     "evaluation": {"generation": {}},
     "search": {"asha": None},
     "baselines": [{}],
+    "space": {"objectives": [{"type": "power"}]},
 }
 
 
@@ -69,7 +70,9 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("workers.resources.CPU", -1, "must be at least 0, not -1.", ""),
     ("training.precision", "fp16", "must be 'bf16' or 'fp32', not 'fp16'.", "Did you mean 'bf16'?"),
     ("zero.stage", 4, "must be 0, 1, 2 or 3, not 4.", "The default is 1."),
-    ("baselines.0.type", "x", "must be 'power', not 'x'.", "The default is 'power'."),
+    ("baselines.0.type", "fokal", "must be 'power', 'log_one_minus_p', 'focal'", "Did you mean 'focal'?"),
+    ("space.objectives.0.type", "fokal", "must be 'power', 'log_one_minus_p', 'focal'", "Did you mean 'focal'?"),
+    ("space.objectives.0.schedule", "x", "must be 'linear' or 'cosine', not 'x'.", "Give a list or 'linear'."),
     ("name", "-a", "must be made of letters, digits", ""),
     ("name", "n" * 101, "must be text of at most 100 characters, not 'nnn", ""),
     ("backbones.0.path", "", "must be text of at least one character, not ''.", ""),

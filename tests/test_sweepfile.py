@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from raysft.config import FileSource, PowerConfig, Range, SweepConfig, TrainingConfig
+from raysft.config import FileSource, Range, SweepConfig, TrainingConfig
 from raysft.errors import InputError
+from raysft.objectives import Power
 from raysft.sweepfile import absolute, absolute_paths, dump, load, schema, validated
 
 TEXT = """\
@@ -192,7 +193,7 @@ def test_right_overrides_are_taken(write: Write) -> None:
         ("workers.resources={CPU: 1, GPU: 1}", "workers.resources", {"CPU": 1, "GPU": 1}),
         ("evaluation.generation.samples=4", "evaluation.generation.samples", 4),
         ("evaluation.generation.answer_pattern='#(\\d+)'", "evaluation.generation.answer_pattern", "#(\\d+)"),
-        ("baselines=[{exponent: 2}]", "baselines", [PowerConfig(exponent=2)]),
+        ("baselines=[{exponent: 2}]", "baselines", [Power(exponent=2)]),
         ("backbones.0.path=x", "backbones.0.path", "x"),
         ("backbones.1.path=x", "backbones.1.path", "x"),
         ("backbones.small.path=x", "backbones.0.path", "x"),
@@ -280,12 +281,12 @@ def test_a_key_that_a_setting_leaves_missing_is_blamed_on_it(write: Write) -> No
 
 
 def test_validated_names_the_place_it_was_given() -> None:
-    assert validated(PowerConfig, {"exponent": 2}, "train") == PowerConfig(exponent=2)
+    assert validated(Power, {"exponent": 2}, "train") == Power(exponent=2)
     with pytest.raises(InputError) as refused:
-        validated(PowerConfig, {"threshold": 2}, "train")
+        validated(Power, {"threshold": 2}, "train")
     assert str(refused.value) == "train threshold: must be at most 1, not 2. The default is null."
     with pytest.raises(InputError, match="train: 2 errors"):
-        validated(PowerConfig, {"threshold": 2, "keep": "over"}, "train")
+        validated(Power, {"threshold": 2, "keep": "over"}, "train")
 
 
 def test_absolute_paths_let_a_file_run_from_another_folder(

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from raysft.config import PAPER_BASELINES, PowerConfig, SweepConfig, TrialConfig
+from raysft.config import PAPER_BASELINES, SweepConfig, TrialConfig
+from raysft.objectives import Power
 from raysft.probe import Capability
 from raysft.sweep.driver import StudyResult
 from raysft.sweep.ledger import Status, TrialRow
@@ -16,7 +17,7 @@ Make = Callable[..., SweepConfig]
 METRIC = "eval/accuracy"
 
 
-def row(objective: PowerConfig, value: float | None, status: Status = "FINISHED") -> TrialRow:
+def row(objective: Power, value: float | None, status: Status = "FINISHED") -> TrialRow:
     trial = TrialConfig(objective=objective, learning_rate=1e-3, seed=0)
     return TrialRow(objective.label(), trial, status, {} if value is None else {METRIC: value})
 
@@ -36,7 +37,7 @@ def lines(results: list[StudyResult], config: SweepConfig) -> list[list[str]]:
 
 
 def test_baselines_have_a_column_each_and_the_best_its_name(make_config: Make) -> None:
-    searched = row(PowerConfig(exponent=0.3), 0.9)
+    searched = row(Power(exponent=0.3), 0.9)
     strong = study("strong", [*(row(b, (i + 1) / 10) for i, b in enumerate(PAPER_BASELINES)), searched])
     weak = study("weak", [row(b, (4 - i) / 10) for i, b in enumerate(PAPER_BASELINES)])
     assert lines([strong, weak], make_config()) == [

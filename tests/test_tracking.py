@@ -29,17 +29,26 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from raysft import spool, tracking
-from raysft.config import FileSource, HubSource, PowerConfig, ReasoningGymSource, SweepConfig, TrialConfig
+from raysft.config import FileSource, HubSource, ReasoningGymSource, SweepConfig, TrialConfig
 from raysft.errors import InputError
-from raysft.tracking import Study, Tracking, ui_command
+from raysft.objectives import Power
+from raysft.tracking import Study, Tracking, _params, ui_command
 
 fork = multiprocessing.get_context("fork")
 
-NLL = TrialConfig(objective=PowerConfig(), learning_rate=1e-3, seed=0, role="baseline")
-SHARP = TrialConfig(objective=PowerConfig(exponent=10, threshold=0.2), learning_rate=1e-3, seed=0, quantile=0.5)
+NLL = TrialConfig(objective=Power(), learning_rate=1e-3, seed=0, role="baseline")
+SHARP = TrialConfig(objective=Power(exponent=10, threshold=0.2), learning_rate=1e-3, seed=0, quantile=0.5)
 PROBE = {"mean_probability": 0.42, "share_above_0.55": 0.3, "tokens": 900, "quantiles": [0.1, 0.4, 0.8]}
 METRICS = ("eval/accuracy", "eval/nll", "eval/mean_probability", "train/loss", "train/tokens_per_second")
+FOCAL = TrialConfig(objective={"type": "focal", "gamma": 3}, learning_rate=1e-3, seed=0)
 PARAMS = {"backbone", "objective", "exponent", "threshold", "threshold_unit", "keep", "learning_rate", "seed", "role"}
+
+
+def test_trials_of_all_objectives_share_the_contracts_parameters() -> None:
+    power, focal = _params("tiny", NLL), _params("tiny", FOCAL)
+    assert focal.keys() == power.keys() | {"focal.gamma"}
+    assert power.keys() >= PARAMS
+    assert (focal["objective"], focal["focal.gamma"], focal["exponent"]) == ("focal", 3.0, None)
 
 
 def point(step: int, **metrics: float) -> dict[str, Any]:
@@ -541,11 +550,12 @@ def test_cold_starts_at_once(tmp_path: Path) -> None:
 
 LIFE = """
 import sys
-from raysft.config import PowerConfig, SweepConfig, TrialConfig
+from raysft.config import SweepConfig, TrialConfig
+from raysft.objectives import Power
 from raysft.tracking import Tracking
 config = SweepConfig.model_validate_json(sys.argv[1]).for_backbone("tiny")
 study = Tracking(config).start_study(config)
-study.start_trial("t", TrialConfig(objective=PowerConfig(), learning_rate=1e-3, seed=0))
+study.start_trial("t", TrialConfig(objective=Power(), learning_rate=1e-3, seed=0))
 study.log_points("t", [{"step": 1, "time": 1.0, "train/loss": 1.0}])
 study.end_trial("t", "FINISHED")
 study.end("FINISHED")

@@ -16,14 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from raysft.config import Job, LoraConfig, PowerConfig, SweepConfig, TrialConfig
+from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.inprocess import bench_here
-from raysft.objectives import Power, build
+from raysft.objectives import Power
 from raysft.probe import Capability
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
-from raysft.trial import Bench, objective_parameters, resolve_threshold
+from raysft.trial import Bench, resolve_threshold
 
 Make = Callable[..., SweepConfig]
 CAPABILITY = Capability(0.5, -1.0, 0.45, 1000, 10, [(i / 100) ** 2 for i in range(101)], [50] * 20)
@@ -31,7 +31,7 @@ GENERATION = {"answer_pattern": r"#(\d+)", "max_new_tokens": 4}
 PROBABILITIES = st.floats(0, 1)
 
 
-def trial_of(objective: PowerConfig, seed: int = 0, rate: float = 3e-3) -> TrialConfig:
+def trial_of(objective: Power, seed: int = 0, rate: float = 3e-3) -> TrialConfig:
     return TrialConfig(objective=objective, learning_rate=rate, seed=seed)
 
 
@@ -44,30 +44,35 @@ def job(folder: Path, trial: TrialConfig) -> Job:
 
 @given(PROBABILITIES, st.sampled_from(["above", "below"]))
 def test_a_quantile_becomes_the_base_models_probability(quantile: float, keep: Any) -> None:
-    asked = trial_of(PowerConfig(exponent=2, threshold=quantile, keep=keep, threshold_unit="quantile"))
+    asked = trial_of(Power(exponent=2, threshold=quantile, keep=keep, threshold_unit="quantile"))
     resolved = resolve_threshold(asked, CAPABILITY)
-    expected = PowerConfig(exponent=2, threshold=CAPABILITY.quantile(quantile), keep=keep)
+    expected = Power(exponent=2, threshold=CAPABILITY.quantile(quantile), keep=keep)
     assert resolved == asked.model_copy(update={"objective": expected, "quantile": quantile})
     assert resolve_threshold(resolved, CAPABILITY) == resolved
 
 
 def test_quantiles_are_those_of_the_probe() -> None:
     for quantile, probability in ((0.0, 0.0), (0.5, 0.25), (0.9, 0.81), (1.0, 1.0)):
-        asked = trial_of(PowerConfig(threshold=quantile, threshold_unit="quantile"))
+        asked = trial_of(Power(threshold=quantile, threshold_unit="quantile"))
         assert resolve_threshold(asked, CAPABILITY).objective.threshold == pytest.approx(probability)
 
 
 @given(st.none() | PROBABILITIES)
 def test_probabilities_and_no_threshold_stay_as_they_are(threshold: float | None) -> None:
-    trial = trial_of(PowerConfig(threshold=threshold))
+    trial = trial_of(Power(threshold=threshold))
     assert resolve_threshold(trial, CAPABILITY) == trial
-    unit = trial_of(PowerConfig(threshold_unit="quantile"))  # without a threshold the unit says nothing
-    assert resolve_threshold(unit, CAPABILITY) == trial_of(PowerConfig())
+    unit = trial_of(Power(threshold_unit="quantile"))  # without a threshold the unit says nothing
+    assert resolve_threshold(unit, CAPABILITY) == trial_of(Power())
 
 
-def test_objective_is_built_with_every_parameter() -> None:
-    objective = build(**objective_parameters(trial_of(PowerConfig(exponent=0.5, threshold=0.3, keep="below"))))
-    assert objective == Power(exponent=0.5, threshold=0.3, keep="below")
+@given(PROBABILITIES, PROBABILITIES)
+def test_both_ends_of_an_interval_are_replaced(one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    asked = trial_of(Power(exponent=2, threshold=low, upper=high, threshold_unit="quantile"))
+    resolved = resolve_threshold(asked, CAPABILITY)
+    ends = {"threshold": CAPABILITY.quantile(low), "upper": CAPABILITY.quantile(high)}
+    assert resolved.objective == Power(exponent=2, **ends)
+    assert (resolved.quantile, resolved.upper_quantile) == (low, high)
 
 
 # --- a bench --------------------------------------------------------------------------------------------------------
@@ -94,9 +99,9 @@ def test_trials_of_one_bench_are_bitwise_those_of_fresh_ones(
 ) -> None:
     config = make_config(training={"lora": lora, "steps": 3}, evaluation={"generation": {**GENERATION, "problems": 2}})
     trials = {
-        "nll": trial_of(PowerConfig()),
-        "p": trial_of(PowerConfig(exponent=1), seed=1),
-        "cut": trial_of(PowerConfig(threshold=0.02), rate=1e-2),
+        "nll": trial_of(Power()),
+        "p": trial_of(Power(exponent=1), seed=1),
+        "cut": trial_of(Power(threshold=0.02), rate=1e-2),
     }
     fresh = {name: outcome(bench_here(config), tmp_path / f"fresh-{name}", trial) for name, trial in trials.items()}
     assert len({str(found["log"]) for found in fresh.values()}) == 3
@@ -110,7 +115,7 @@ def test_trials_of_one_bench_are_bitwise_those_of_fresh_ones(
 def test_base_weights_are_never_touched(make_config: Make, tmp_path: Path) -> None:
     bench = bench_here(make_config())
     before = {name: tensor.clone() for name, tensor in bench.base.state_dict().items()}
-    bench.run(job(tmp_path / "a", trial_of(PowerConfig())), export=lambda metrics: True)
+    bench.run(job(tmp_path / "a", trial_of(Power())), export=lambda metrics: True)
     bench.probe()
     after = bench.base.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -118,7 +123,7 @@ def test_base_weights_are_never_touched(make_config: Make, tmp_path: Path) -> No
 
 def test_a_finished_trial_is_not_run_again(make_config: Make, tmp_path: Path) -> None:
     bench = bench_here(make_config())
-    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    work = job(tmp_path / "a", trial_of(Power()))
     reports: list[int] = []
     first = bench.run(work, report=lambda step, metrics: reports.append(step))
     assert first.status == "finished"
@@ -137,28 +142,28 @@ def test_a_finished_trial_is_not_run_again(make_config: Make, tmp_path: Path) ->
 def test_export_is_asked_once_with_the_final_metrics(make_config: Make, tmp_path: Path) -> None:
     asked: list[dict[str, float]] = []
     result = bench_here(make_config()).run(
-        job(tmp_path / "a", trial_of(PowerConfig())), export=lambda metrics: bool(asked.append(metrics))
+        job(tmp_path / "a", trial_of(Power())), export=lambda metrics: bool(asked.append(metrics))
     )
     assert asked == [result.metrics]
 
 
 def test_a_dropped_trial_leaves_no_result(make_config: Make, tmp_path: Path) -> None:
     bench = bench_here(make_config())
-    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    work = job(tmp_path / "a", trial_of(Power()))
     result = bench.run(work, stop=lambda: "drop", export=lambda metrics: pytest.fail("it is not finished"))
     assert (result.status, result.step) == ("dropped", 1)
     assert not (work.folder / "result.json").exists()
 
 
 def test_moving_output_and_tracking_does_not_forbid_a_resume(make_config: Make, tmp_path: Path) -> None:
-    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    work = job(tmp_path / "a", trial_of(Power()))
     assert bench_here(make_config()).run(work, stop=lambda: "save").status == "saved"
     moved = make_config(name="other", output=str(tmp_path / "elsewhere"), tracking={"uri": "http://127.0.0.1:1"})
     assert bench_here(moved).run(work).status == "finished"
 
 
 def test_a_resume_with_other_settings_is_refused(make_config: Make, tmp_path: Path) -> None:
-    work = job(tmp_path / "a", trial_of(PowerConfig()))
+    work = job(tmp_path / "a", trial_of(Power()))
     assert bench_here(make_config()).run(work, stop=lambda: "save").status == "saved"
     with pytest.raises(TrialFailed, match="was written with config"):
         bench_here(make_config(training={"weight_decay": 0.5})).run(work)
@@ -206,7 +211,7 @@ def test_tokens_without_embedding_do_no_harm_where_they_are_not_used(
     tokenizer.save_pretrained(folder)
     assert len(tokenizer) == 45
     bench = bench_here(make_config(backbones=[{"name": "cut", "path": str(folder)}]))
-    assert bench.run(job(tmp_path / "a", trial_of(PowerConfig()))).status == "finished"
+    assert bench.run(job(tmp_path / "a", trial_of(Power()))).status == "finished"
 
 
 # --- workers that differ --------------------------------------------------------------------------------------------
@@ -236,7 +241,7 @@ def as_rank(folder: Path, rank: int) -> dict[str, Any]:
     bench = Bench(config, "plain", Ranks(), torch.device("cpu"))
     return {
         "other config": failure(lambda: Bench(other, "plain", Ranks(), torch.device("cpu"))),
-        "other trial": failure(lambda: bench.run(job(folder / "other", trial_of(PowerConfig(exponent=rank))))),
+        "other trial": failure(lambda: bench.run(job(folder / "other", trial_of(Power(exponent=rank))))),
         "capability": bench.probe().to_dict(),
     }
 

@@ -1,13 +1,12 @@
 """Log p of a data set's supervised tokens, shared by held-out scores and the probe."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from raysft.backbone import token_logp
+from raysft.backbone import evaluating, token_logp
 from raysft.data.batch import collate
 from raysft.data.tokenized import TokenizedData
 from raysft.ranks import Ranks
@@ -17,18 +16,6 @@ def spread(total: int, count: int) -> list[int]:
     """`count` indices below `total` at an even stride from 0 on; all of them where there are no more."""
     count = min(count, total)
     return [i * total // count for i in range(count)]
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode, after which every module is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def batch_logps(

@@ -8,8 +8,8 @@ import torch
 from transformers import GenerationConfig as Decoding
 from transformers import LogitsProcessorList, PreTrainedModel
 
+from raysft.backbone import evaluating
 from raysft.config import GenerationConfig
-from raysft.evaluation.forward import evaluating
 from raysft.evaluation.sampling import SeededSampling, uniforms
 
 

@@ -1,13 +1,16 @@
-"""The paper's family f(p) = (1 - p^a)/a with an optional threshold (arXiv 2510.00526, Eq. 3 and 4)."""
+"""The paper's family f(p) = (1 - p^a)/a (arXiv 2510.00526, Eq. 3); also known as GCE or Tsallis (arXiv 1805.07836)."""
+
+from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
+from pydantic import Field, FiniteFloat, model_validator
 
-from raysft.errors import InputError
-from raysft.objectives.base import Objective, register
+from raysft.objectives.base import Objective
+
+if TYPE_CHECKING:
+    import torch
 
 # Only a negative exponent gets there, at p < e^(-40/|a|); its loss and weight are held constant below that p, so that
 # hopeless tokens cannot make a step infinite: e^40 can be divided by a small |a|, summed and squared in fp32.
@@ -15,41 +18,45 @@ MAX_LOG = 40.0
 NEGLIGIBLE = 1e-20  # an exponent this small is 0 to the last digit, and would underflow in fp32
 
 
-@register("power")
-@dataclass(frozen=True)
 class Power(Objective):
-    """f(p) = (1 - p^a)/a, and -log p at a = 0; s(p) = p^a.
+    """f(p) = (1 - p^a)/a, and -log p at a = 0; s(p) = p^a. The exponent may move while the model is trained."""
 
-    exponent: a, any real number. threshold: None, or a probability in [0, 1]; with keep "above" only tokens with
-    p >= threshold are learned from, with "below" only those with p <= threshold, p being the current model's.
-    """
+    type: Literal["power"] = "power"
+    exponent: FiniteFloat = Field(default=0.0, description="a: 0 is -log p, 1 is -p; any real number")
+    final_exponent: FiniteFloat | None = Field(
+        default=None, description="where the exponent has moved to by the end of training; null: it stays"
+    )
+    schedule: Literal["linear", "cosine"] = Field(default="linear", description="how it moves, over the steps")
 
-    exponent: float = 0.0
-    threshold: float | None = None
-    keep: Literal["above", "below"] = "above"
+    @model_validator(mode="after")
+    def _scheduled(self) -> Self:
+        if self.schedule != "linear" and self.final_exponent is None:
+            raise ValueError("schedule says how the exponent moves: give a final_exponent as well")
+        return self
 
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.exponent):
-            raise InputError("objective 'power'", f"exponent is {self.exponent}.", "Give a finite number.")
-        if self.threshold is not None and not 0 <= self.threshold <= 1:
-            raise InputError("objective 'power'", f"threshold is {self.threshold}.", "Give a probability in [0, 1].")
-        if self.keep not in ("above", "below"):
-            raise InputError("objective 'power'", f"keep is '{self.keep}'.", "Give 'above' or 'below'.")
+    def at(self, progress: float, sample_nll: torch.Tensor | None = None) -> Self:
+        if self.final_exponent is None:
+            return self
+        share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2
+        now = self.exponent + share * (self.final_exponent - self.exponent)
+        return self.model_copy(update={"exponent": now, "final_exponent": None, "schedule": "linear"})
 
-    def loss(self, logp: torch.Tensor) -> torch.Tensor:
+    def f(self, logp: torch.Tensor) -> torch.Tensor:
         # a so small that a log p loses all digits against 1 is still exact: expm1 is what keeps them.
-        full = -logp if abs(self.exponent) < NEGLIGIBLE else -torch.expm1(self._power(logp)) / self.exponent
-        return torch.where(self.keeps(logp), full, torch.zeros_like(full))
+        return -logp if abs(self.exponent) < NEGLIGIBLE else -self._power(logp).expm1() / self.exponent
 
-    def weight(self, logp: torch.Tensor) -> torch.Tensor:
-        full = torch.ones_like(logp) if self.exponent == 0 else torch.exp(self._power(logp))
-        return torch.where(self.keeps(logp), full, torch.zeros_like(full))
-
-    def keeps(self, logp: torch.Tensor) -> torch.Tensor:
-        if self.threshold is None:
-            return super().keeps(logp)
-        edge = math.log(self.threshold) if self.threshold > 0 else -math.inf
-        return logp >= edge if self.keep == "above" else logp <= edge
+    def s(self, logp: torch.Tensor) -> torch.Tensor:
+        return self._power(logp).exp()
 
     def _power(self, logp: torch.Tensor) -> torch.Tensor:
         return (self.exponent * logp).clamp(max=MAX_LOG)
+
+    def _name(self) -> str:
+        a = self.exponent
+        if self.final_exponent is not None:
+            return f"exponent {a:.4g} to {self.final_exponent:.4g}" + (", cosine" if self.schedule == "cosine" else "")
+        return "nll" if a == 0 else "-p" if a == 1 else f"-p^{a:.4g}" if a > 1 else f"exponent {a:.4g}"
+
+    def _slug(self) -> str:
+        moving = "" if self.final_exponent is None else f"-to{self.final_exponent:g}-{self.schedule}"
+        return f"power-a{self.exponent:g}{moving}"

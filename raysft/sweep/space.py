@@ -12,7 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from ray.tune.result import TRAINING_ITERATION
 from ray.tune.search.optuna import OptunaSearch
 
-from raysft.config import Dimension, PowerConfig, Range, SearchConfig, SpaceConfig, TrialConfig
+from raysft.config import Range, SearchConfig, SpaceConfig, TrialConfig
 from raysft.probe import Capability
 from raysft.sweep.ledger import Ledger
 from raysft.trial import resolve_threshold
@@ -25,7 +25,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class Space:
-    """A define-by-run space with flat keys: exponent, thresholded, threshold, keep, learning_rate.
+    """A define-by-run space with flat keys: objective, exponent, focal.gamma, ..., thresholded, threshold, upper, keep,
+    learning_rate.
 
     Keys with a single value are not Optuna's business; conditional ones are asked for only where they apply.
     """
@@ -36,63 +37,90 @@ class Space:
 
     def __call__(self, trial: Any) -> None:
         """Ask Optuna for what this trial needs; OptunaSearch collects the answers."""
-        for name, distribution in self._asked().items():
-            _suggest(trial, name, distribution)
+        names = self._objectives()
+        name = trial.suggest_categorical("objective", names) if len(names) > 1 else names[0]
+        for key, distribution in self._asked(name).items():
+            _suggest(trial, key, distribution)
         if self.config.threshold is not None and (
             not self.config.threshold_optional or trial.suggest_categorical("thresholded", [False, True])
         ):
-            for name, distribution in self._asked_of_threshold().items():
-                _suggest(trial, name, distribution)
+            for key, distribution in self._asked_of_threshold().items():
+                _suggest(trial, key, distribution)
 
     def trial(self, values: Mapping[str, Any]) -> TrialConfig:
         """The trial that Optuna's answers mean."""
-        space = self.config
-        thresholded = space.threshold is not None and values.get("thresholded", not space.threshold_optional)
-        threshold = values.get("threshold", _fixed(space.threshold)) if thresholded else None
-        objective = PowerConfig(
-            exponent=values.get("exponent", _fixed(space.exponent)),
-            threshold=threshold,
-            keep=values.get("keep", space.keep[0]) if thresholded else "above",
-            threshold_unit=space.threshold_unit if thresholded else "probability",
-        )
+        space, name = self.config, values.get("objective", self._objectives()[0])
+        objective = {key: values.get(_key(name, key), _fixed(d)) for key, d in space.dimensions(name).items()}
+        if space.threshold is not None and values.get("thresholded", not space.threshold_optional):
+            objective |= {
+                "threshold": values.get("threshold", _fixed(space.threshold)),
+                "upper": values.get("upper", _fixed(space.upper)),
+                "keep": values.get("keep", space.keep[0]),
+                "threshold_unit": space.threshold_unit,
+            }
         rate = values.get("learning_rate", _fixed(space.learning_rate)) or self.learning_rate
-        return TrialConfig(objective=objective, learning_rate=rate, seed=self.seed)
+        return TrialConfig.model_validate(
+            {"objective": {"type": name, **objective}, "learning_rate": rate, "seed": self.seed}
+        )
 
     def locate(self, trial: TrialConfig, capability: Capability) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """Where a given trial lies in the space: Optuna's parameters and distributions; empty where it lies outside."""
-        objective = trial.objective
-        values: dict[str, Any] = {"exponent": objective.exponent, "learning_rate": trial.learning_rate}
-        asked = self._asked()
+        objective, name = trial.objective, trial.objective.type
+        if name not in self._objectives():
+            return {}, {}
+        own = self.config.dimensions(name)
+        inside = all(_fits(dimension, getattr(objective, key)) for key, dimension in own.items())
+        inside &= _fits(self.config.learning_rate or self.learning_rate, trial.learning_rate)
+        values: dict[str, Any] = {_key(name, key): getattr(objective, key) for key in own}
+        values |= {"objective": name, "learning_rate": trial.learning_rate}
+        asked = self._asked(name)
+        if len(self._objectives()) > 1:
+            asked["objective"] = CategoricalDistribution(self._objectives())
         if self.config.threshold is None:
-            inside = objective.threshold is None
+            inside &= objective.threshold is None
         elif objective.threshold is None:
-            inside = self.config.threshold_optional
+            inside &= self.config.threshold_optional
         else:
-            unit_is_quantile = self.config.threshold_unit == "quantile"
-            level = objective.threshold
-            if unit_is_quantile:
-                level = capability.level(level) if trial.quantile is None else trial.quantile
-            values |= {"threshold": level, "keep": objective.keep}
+            values |= {
+                "threshold": self._level(objective.threshold, trial.quantile, capability),
+                "keep": objective.keep,
+            }
+            if objective.upper is not None:
+                values["upper"] = self._level(objective.upper, trial.upper_quantile, capability)
             asked |= self._asked_of_threshold()
-            inside = _fits(self.config.threshold, level) and objective.keep in self.config.keep
+            inside &= _fits(self.config.threshold, values["threshold"]) and objective.keep in self.config.keep
+            inside &= _fits(self.config.upper, values.get("upper"))
         if self.config.threshold is not None and self.config.threshold_optional:
             asked["thresholded"] = CategoricalDistribution([False, True])
             values["thresholded"] = objective.threshold is not None
-        inside &= _fits(self.config.exponent, objective.exponent)
-        inside &= _fits(self.config.learning_rate or self.learning_rate, trial.learning_rate)
-        return ({name: values[name] for name in asked}, asked) if inside else ({}, {})
+        return ({key: values[key] for key in asked}, asked) if inside else ({}, {})
 
-    def _asked(self) -> dict[str, BaseDistribution]:
-        return _distributions(exponent=self.config.exponent, learning_rate=self.config.learning_rate)
+    def _objectives(self) -> list[str]:
+        return [family.type for family in self.config.objectives]
+
+    def _level(self, probability: float, quantile: float | None, capability: Capability) -> float:
+        """A threshold in the unit of the space."""
+        if self.config.threshold_unit == "probability":
+            return probability
+        return capability.level(probability) if quantile is None else quantile
+
+    def _asked(self, name: str) -> dict[str, BaseDistribution]:
+        own = {_key(name, key): dimension for key, dimension in self.config.dimensions(name).items()}
+        return _distributions({**own, "learning_rate": self.config.learning_rate})
 
     def _asked_of_threshold(self) -> dict[str, BaseDistribution]:
-        asked = _distributions(threshold=self.config.threshold)
+        asked = _distributions({"threshold": self.config.threshold, "upper": self.config.upper})
         if len(self.config.keep) > 1:
             asked["keep"] = CategoricalDistribution(list(self.config.keep))
         return asked
 
 
-def _distributions(**dimensions: Dimension | None) -> dict[str, BaseDistribution]:
+def _key(objective: str, parameter: str) -> str:
+    """What Optuna calls a parameter: `exponent`, `focal.gamma`."""
+    return parameter if parameter == "exponent" else f"{objective}.{parameter}"
+
+
+def _distributions(dimensions: Mapping[str, Any]) -> dict[str, BaseDistribution]:
     found: dict[str, BaseDistribution] = {}
     for name, dimension in dimensions.items():
         if isinstance(dimension, Range):
@@ -109,14 +137,14 @@ def _suggest(trial: Any, name: str, distribution: BaseDistribution) -> None:
         trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log, step=distribution.step)
 
 
-def _fixed(dimension: Dimension | None) -> Any:
+def _fixed(dimension: Any) -> Any:
     """The value of a dimension that Optuna is not asked for."""
     return dimension[0] if isinstance(dimension, list) else dimension
 
 
-def _fits(dimension: Dimension, value: float) -> bool:
+def _fits(dimension: Any, value: Any) -> bool:
     if isinstance(dimension, Range):
-        return dimension.low <= value <= dimension.high
+        return value is not None and dimension.low <= value <= dimension.high
     return value in (dimension if isinstance(dimension, list) else [dimension])
 
 

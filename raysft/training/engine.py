@@ -12,14 +12,14 @@ import torch
 
 from raysft.config import TrainingConfig
 from raysft.data.batch import Batch
+from raysft.objectives.head import AnyObjective, HeadOutput
 from raysft.training.model import Model, SFTModel
 
-HeadOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 MakeModel = Callable[[], Model]
 
 
 class Engine(Protocol):
-    def forward(self, batch: Batch) -> HeadOutput:
+    def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
         """The head's (loss_sum, supervised, kept, logp) of one micro-batch."""
 
     def backward(self, loss: torch.Tensor, boundary: bool) -> None:
@@ -65,9 +65,9 @@ class PlainEngine:
         self.master = [torch.nn.Parameter(p.detach().float().clone()) for p in self.working]
         self.optimizer = adamw(self.master, training)
 
-    def forward(self, batch: Batch) -> HeadOutput:
+    def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
         batch = batch.to(self.device)
-        return self.model(batch.input_ids, batch.labels, batch.attention_mask)
+        return self.model(batch.input_ids, batch.labels, batch.attention_mask, objective)
 
     def backward(self, loss: torch.Tensor, boundary: bool) -> None:
         loss.backward()

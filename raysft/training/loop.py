@@ -12,18 +12,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
-from raysft.config import SweepConfig, TrainingConfig
+from raysft.config import SweepConfig, TrainingConfig, TrialConfig
 from raysft.data.batch import Batch, collate
 from raysft.data.order import SampleOrder
 from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
+from raysft.objectives import IGNORE_INDEX, Power
+from raysft.objectives.head import AnyObjective, HeadOutput
 from raysft.ranks import Ranks
 from raysft.training import checkpoint
-from raysft.training.engine import Engine, HeadOutput
+from raysft.training.engine import Engine
 
 Metrics = dict[str, float]
 Stop = Literal["drop", "save"]
@@ -68,20 +70,19 @@ class Loop:
     def __init__(
         self,
         config: SweepConfig,
+        trial: TrialConfig,
         engine: Engine,
         data: TokenizedData,
         ranks: Ranks,
         folder: Path,
         identity: dict[str, Any],
         pad_id: int,
-        peak: float,
-        seed: int,
         steps: int,
     ) -> None:
         self.config, self.engine, self.data, self.ranks = config, engine, data, ranks
-        self.folder, self.identity, self.pad_id, self.peak, self.steps = folder, identity, pad_id, peak, steps
-        self.seed = seed
-        self.order = SampleOrder(len(data), config.training.global_batch_size, seed)
+        self.folder, self.identity, self.pad_id, self.steps = folder, identity, pad_id, steps
+        self.objective, self.peak, self.seed = trial.objective, trial.learning_rate, trial.seed
+        self.order = SampleOrder(len(data), config.training.global_batch_size, trial.seed)
         self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
         self.log = MetricLog(folder / "metrics.jsonl", ranks)
 
@@ -117,12 +118,13 @@ class Loop:
         training = self.config.training
         torch.manual_seed(hash((self.seed, step, self.ranks.rank)) & 0x7FFFFFFF)  # dropout, the same after a resume
         batches = self._batches(step)
+        objective = self._objective(step, batches)
         supervised = float(self.data.supervised[self.order.at(step)].sum())  # known to every rank without asking
         early_count = training.normalize == "kept" and len(batches) > 1
-        count = self._kept_ahead(batches) if early_count else supervised
+        count = self._kept_ahead(batches, objective) if early_count else supervised
         totals = torch.zeros(4, dtype=torch.float64)  # loss, kept, sum of p, stop
         for index, batch in enumerate(batches):
-            output = self.engine.forward(batch)
+            output = self.engine.forward(batch, objective)
             totals[:3] += _sums(output)
             if training.normalize == "kept" and not early_count:
                 count = float(self.ranks.sum(output[2].double().cpu()))
@@ -147,16 +149,34 @@ class Loop:
             "train/tokens_per_second": tokens / (time.perf_counter() - started),
             "train/peak_memory_gib": peak_memory(),
         }
+        if objective is not self.objective:
+            moved = objective.parameters().items()
+            metrics |= {f"train/{name}": value for name, value in moved if isinstance(value, float)}
         return metrics, {0: None, 1: "drop", 2: "save"}[int(stop)]
 
     def _batches(self, step: int) -> list[Batch]:
         micro = self.order.micro_batches(step, self.ranks.rank, self.ranks.world, self.config.training.micro_batch_size)
         return [collate([self.data.sample(int(i)) for i in indices], self.pad_id) for indices in micro]
 
-    def _kept_ahead(self, batches: list[Batch]) -> float:
+    def _objective(self, step: int, batches: list[Batch]) -> AnyObjective:
+        """The objective of this step, which may depend on the training's progress or on the step's own samples."""
+        nll = self._sample_nll(batches) if self.objective.needs_sample_nll else None
+        return cast(AnyObjective, self.objective.at(step / self.steps, nll))
+
+    @torch.no_grad()
+    def _sample_nll(self, batches: list[Batch]) -> torch.Tensor:
+        """Mean -log p of each sample of the step on all ranks, under the current model: [samples]. Collective."""
+        mine = []
+        for batch in batches:
+            supervised = batch.labels[:, 1:] != IGNORE_INDEX
+            logp = self.engine.forward(batch, Power())[3].cpu().view(supervised.shape)
+            mine += (-logp.sum(1) / supervised.sum(1)).tolist()
+        return torch.tensor([nll for part in self.ranks.gather(mine) for nll in part])
+
+    @torch.no_grad()
+    def _kept_ahead(self, batches: list[Batch], objective: AnyObjective) -> float:
         """Kept tokens of the whole step, which several micro-batches need before the first gradient."""
-        with torch.no_grad():
-            kept = sum(self.engine.forward(batch)[2].double().cpu() for batch in batches)
+        kept = sum(self.engine.forward(batch, objective)[2].double().cpu() for batch in batches)
         return float(self.ranks.sum(torch.as_tensor(kept)))
 
     def _evaluate(self, hooks: Hooks) -> Metrics:

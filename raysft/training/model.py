@@ -9,9 +9,10 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from raysft.backbone import hidden_states, shifted
+from raysft.backbone import evaluating, hidden_states, output_transform, shifted
 from raysft.config import TrainingConfig
-from raysft.objectives import Objective, linear_objective
+from raysft.objectives import linear_objective
+from raysft.objectives.head import AnyObjective, HeadOutput, Reference
 
 Model = PreTrainedModel | PeftModel
 
@@ -20,39 +21,71 @@ class ObjectiveHead(nn.Module):
     """The model's own output weight, used by the fused head.
 
     It holds the very Parameter of the output layer (tied or not), because ZeRO-3 gathers a module's weights only
-    around that module's forward pass.
+    around that module's forward pass: once, however many chunks the head takes and however few rows a rank has.
     """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __init__(self, output: nn.Linear, objective: Objective) -> None:
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        output = model.get_output_embeddings()
+        assert isinstance(output, nn.Linear)  # raysft.backbone.load_model refuses anything else
         self.weight = output.weight
         self.register_parameter("bias", output.bias)
-        self.objective = objective
+        self.transform = output_transform(model)
 
     def forward(
-        self, rows: torch.Tensor, targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """rows [N, H], targets [N] -> loss_sum, supervised, kept, logp [N]."""
-        return linear_objective(rows, self.weight, targets, self.objective, bias=self.bias)
+        self,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        objective: AnyObjective,
+        base_rows: torch.Tensor | None = None,
+        base_output: nn.Linear | None = None,
+    ) -> HeadOutput:
+        """rows [N, H], targets [N] -> loss_sum, supervised, kept, logp [N].
+
+        base_rows [N, H]: the base model's, for objectives that need them; base_output: its output layer, if not this.
+        """
+        reference = None
+        if base_rows is not None:
+            output = base_output or self
+            reference = Reference(base_rows, output.weight.detach(), output.bias)
+        return linear_objective(
+            rows, self.weight, targets, objective, bias=self.bias, reference=reference, **self.transform
+        )
 
 
 class SFTModel(nn.Module):
-    def __init__(self, model: Model, objective: Objective) -> None:
+    """model: what is trained; base: the frozen model that an objective may look at, not needed under LoRA."""
+
+    def __init__(self, model: Model, base: PreTrainedModel | None = None) -> None:
         super().__init__()
         self.causal_lm = model
-        output = plain(model).get_output_embeddings()
-        assert isinstance(output, nn.Linear)  # raysft.backbone.load_model refuses anything else
-        self.head = ObjectiveHead(output, objective)
+        self.head = ObjectiveHead(plain(model))
+        self._base = (base,)  # in a tuple, so that it is no part of what is trained, sharded and saved
 
     def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor, objective: AnyObjective
+    ) -> HeadOutput:
         """All [B, T]; labels -100 are skipped. Returns linear_objective's four over the B(T-1) predictions."""
         hidden = hidden_states(plain(self.causal_lm), input_ids, attention_mask)
-        return self.head(*shifted(hidden, labels))
+        base = self._base_side(input_ids, labels, attention_mask) if objective.needs_reference else ()
+        return self.head(*shifted(hidden, labels), objective, *base)
+
+    @torch.no_grad()
+    def _base_side(
+        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, nn.Linear | None]:
+        """The base model's rows, and its output layer where it has one of its own."""
+        (base,) = self._base
+        if base is not None:
+            hidden = hidden_states(base, input_ids, attention_mask)
+            return shifted(hidden, labels)[0], cast(nn.Linear, base.get_output_embeddings())
+        assert isinstance(self.causal_lm, PeftModel)  # without LoRA there is a base
+        with evaluating(self.causal_lm), self.causal_lm.disable_adapter():
+            hidden = hidden_states(plain(self.causal_lm), input_ids, attention_mask)
+        return shifted(hidden, labels)[0], None
 
 
 def plain(model: Model) -> PreTrainedModel:

@@ -8,8 +8,9 @@ import torch
 
 from raysft.config import SweepConfig
 from raysft.data.batch import Batch
+from raysft.objectives.head import AnyObjective, HeadOutput
 from raysft.ranks import Ranks
-from raysft.training.engine import HeadOutput, MakeModel, Model, adamw
+from raysft.training.engine import MakeModel, Model, adamw
 from raysft.training.model import SFTModel
 
 if not torch.cuda.is_available():
@@ -57,9 +58,9 @@ class ZeroEngine:
             dist_init_required=False,
         )
 
-    def forward(self, batch: Batch) -> HeadOutput:
+    def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
         batch = batch.to(self.engine.device)
-        return self.engine(batch.input_ids, batch.labels, batch.attention_mask)
+        return self.engine(batch.input_ids, batch.labels, batch.attention_mask, objective)
 
     def backward(self, loss: torch.Tensor, boundary: bool) -> None:
         # DeepSpeed averages over ranks; the loss is already divided by the global count, so undo that.

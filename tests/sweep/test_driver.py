@@ -15,9 +15,10 @@ import psutil
 import pytest
 from rich.console import Console
 
-from raysft.config import PAPER_BASELINES, Job, PowerConfig, SweepConfig, TrialConfig
+from raysft.config import PAPER_BASELINES, Job, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.inprocess import bench_here
+from raysft.objectives import Power
 from raysft.progress import Progress
 from raysft.sweep.driver import baselines, slots_that_fit, study_folder, sweep
 from raysft.sweepfile import dump
@@ -71,7 +72,7 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
     config = make_config(backbones=[{"name": "first", "path": path}, second])
 
     def given(study: SweepConfig) -> list[TrialConfig]:
-        exploding = TrialConfig(objective=PowerConfig(exponent=0.3), learning_rate=1e30, seed=0, role="train")
+        exploding = TrialConfig(objective=Power(exponent=0.3), learning_rate=1e30, seed=0, role="train")
         return [*baselines(study), exploding]
 
     first, other = sweep(config, quiet(), given=given)
@@ -162,7 +163,7 @@ def test_killed_worker_resumes_its_trial_bitwise(ray_cluster: None, make_config:
     config = make_config(
         training=config.training.model_dump() | {"steps": 120, "checkpoint_every": 10}, workers={"count": 2}
     )
-    trial = TrialConfig(objective=PowerConfig(exponent=0.5), learning_rate=3e-3, seed=0, role="train")
+    trial = TrialConfig(objective=Power(exponent=0.5), learning_rate=3e-3, seed=0, role="train")
     config = config.model_copy(update={"search": config.search.model_copy(update={"trials": 0})})
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.extend(sweep(config, quiet(), given=lambda study: [trial, trial])))
@@ -253,9 +254,7 @@ def test_interrupted_sweep_resumes_where_it_was(command_line: Any, tmp_path: Pat
 @pytest.mark.slow
 def test_fresh_group_for_each_trial(ray_cluster: None, make_config: Make) -> None:
     config = make_config(workers={"count": 1, "reuse": False}, search={"trials": 0})
-    trials = [
-        TrialConfig(objective=PowerConfig(exponent=a), learning_rate=3e-3, seed=0, role="train") for a in (0.0, 1.0)
-    ]
+    trials = [TrialConfig(objective=Power(exponent=a), learning_rate=3e-3, seed=0, role="train") for a in (0.0, 1.0)]
     (result,) = sweep(config, quiet(), given=lambda study: trials)
     assert [t.status for t in result.trials] == ["FINISHED"] * 2
     groups = study_folder(config.for_backbone("tiny")) / "groups"

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 from ray.tune.schedulers import TrialScheduler
 
-from raysft.config import AshaConfig, PowerConfig, SearchConfig, TrialConfig
+from raysft.config import AshaConfig, SearchConfig, TrialConfig
+from raysft.objectives import Power
 from raysft.sweep.halving import Halving, scheduler
 from raysft.sweep.ledger import Ledger
 
@@ -15,7 +16,7 @@ SEARCH = SearchConfig(metric="eval/nll", asha=AshaConfig(grace_period=4, reducti
 
 def begun(ledger: Ledger, values: dict[int, float]) -> str:
     """A trial with these evaluations on record."""
-    name = ledger.begin(TrialConfig(objective=PowerConfig(), learning_rate=1e-3, seed=0))
+    name = ledger.begin(TrialConfig(objective=Power(), learning_rate=1e-3, seed=0))
     lines = [json.dumps({"step": s, "time": 100.0 + s, "eval/nll": v}) + "\n" for s, v in values.items()]
     (ledger.folder / name / "metrics.jsonl").write_text("".join(lines))
     return name

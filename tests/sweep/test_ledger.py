@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
-from raysft.config import PowerConfig, TrialConfig
+from raysft.config import TrialConfig
+from raysft.objectives import Power
 from raysft.sweep.ledger import Ledger, TrialRow
 
 
 def trial(exponent: float) -> TrialConfig:
-    return TrialConfig(objective=PowerConfig(exponent=exponent), learning_rate=1e-3, seed=0)
+    return TrialConfig(objective=Power(exponent=exponent), learning_rate=1e-3, seed=0)
 
 
 def test_rows_come_back_in_the_order_in_which_they_began(tmp_path: Path) -> None:

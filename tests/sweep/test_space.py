@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
-from raysft.config import PAPER_BASELINES, PowerConfig, SearchConfig, SpaceConfig, TrialConfig
+from raysft.config import PAPER_BASELINES, SearchConfig, SpaceConfig, TrialConfig
+from raysft.objectives import Power
 from raysft.probe import Capability
 from raysft.sweep.ledger import Ledger, Status, TrialRow
-from raysft.sweep.space import Space, StudySearch
+from raysft.sweep.space import Space, StudySearch, _fits
 
 SEARCH = SearchConfig(metric="eval/nll", trials=4)
 RATE = 1e-3
@@ -35,7 +36,7 @@ def capability() -> Capability:
     )
 
 
-def trial_of(objective: PowerConfig) -> TrialConfig:
+def trial_of(objective: Power) -> TrialConfig:
     return TrialConfig(objective=objective, learning_rate=RATE, seed=0, role="baseline")
 
 
@@ -73,8 +74,13 @@ def test_given_trials_come_first_and_unchanged() -> None:
     assert 0.1 <= later.objective.exponent <= 5
 
 
+POWER = {"type": "power"}
+FOCAL = {"type": "focal", "gamma": {"low": 0, "high": 5}}
+GEM = {"type": "gem", "beta": [0.5, 0.7], "link": ["linear", "logsigmoid"]}
+MOVING = {"type": "power", "exponent": [0, 1], "final_exponent": {"low": 0, "high": 2}, "schedule": "cosine"}
 SPACES = st.builds(
     SpaceConfig,
+    objectives=st.sampled_from([[POWER], [FOCAL], [POWER, {"type": "dft"}], [GEM, MOVING, FOCAL]]),
     exponent=st.sampled_from([{"low": -1, "high": 3}, {"low": 0.1, "high": 10, "log": True}, [0, 0.5, 1], [2], 0.5]),
     threshold=st.sampled_from([None, {"low": 0.0, "high": 0.9}, [0.1, 0.2], 0.3]),
     threshold_optional=st.booleans(),
@@ -91,6 +97,8 @@ def test_every_suggestion_lies_in_the_space(space: SpaceConfig, seed: int) -> No
         trial = suggested(searcher, str(i))
         objective = trial.objective
         assert objective.threshold_unit == "probability"
+        for key, dimension in space.dimensions(objective.type).items():
+            assert _fits(dimension, getattr(objective, key))
         if objective.threshold is None:
             assert space.threshold is None or space.threshold_optional
             assert objective.keep == "above"
@@ -112,6 +120,27 @@ def test_baselines_inside_the_space_teach_the_sampler_and_others_do_not() -> Non
     (told,) = searcher._ot_study.trials  # only -p: exponents 0 and 10 are outside
     assert told.params == {"exponent": 1.0, "thresholded": False}
     assert told.value == 1.0
+
+
+def test_an_interval_is_searched_at_both_ends() -> None:
+    space = SpaceConfig(threshold={"low": 0, "high": 0.4}, upper={"low": 0.5, "high": 1}, threshold_optional=False)
+    searcher = search_over(space)
+    for i in range(3):
+        trial = suggested(searcher, str(i))
+        assert 0 <= trial.objective.threshold <= 0.4 < 0.5 <= trial.objective.upper <= 1
+        params, _ = searcher.space.locate(trial, capability())
+        assert params == searcher._ot_study.trials[i].params
+        searcher.on_trial_complete(str(i), finished(float(i)))
+
+
+def test_a_given_trial_of_another_objective_lies_where_it_belongs() -> None:
+    space = Space(SpaceConfig(objectives=[{"type": "power"}, FOCAL], exponent=[0, 1]), RATE, seed=0)
+    focal = TrialConfig(objective={"type": "focal", "gamma": 3}, learning_rate=RATE, seed=0)
+    assert space.locate(focal, capability())[0] == {"objective": "focal", "focal.gamma": 3.0}
+    assert space.locate(trial_of(Power(exponent=1)), capability())[0] == {"objective": "power", "exponent": 1.0}
+    assert space.locate(trial_of(Power(exponent=1, final_exponent=0)), capability()) == ({}, {})
+    dft = TrialConfig(objective={"type": "dft"}, learning_rate=RATE, seed=0)
+    assert space.locate(dft, capability()) == ({}, {})
 
 
 def test_threshold_baseline_is_told_as_its_quantile() -> None:

@@ -10,7 +10,7 @@ import torch
 from raysft.backbone import load_model
 from raysft.config import LoraConfig, SweepConfig, TrainingConfig
 from raysft.data.batch import Batch
-from raysft.objectives import build
+from raysft.objectives import Power
 from raysft.quiet import libraries_quiet
 from raysft.training.engine import PlainEngine
 from raysft.training.model import SFTModel, trainable_model
@@ -31,7 +31,7 @@ def engine_of(config: SweepConfig, **changes: object) -> PlainEngine:
     training = TrainingConfig.model_validate(config.training.model_dump() | changes)
     base = load_model(config.backbones[0], training.precision)
     torch.manual_seed(0)
-    return PlainEngine(SFTModel(trainable_model(base, training), build("power")), training, CPU)
+    return PlainEngine(SFTModel(trainable_model(base, training)), training, CPU)
 
 
 def train(engine: PlainEngine, steps: range) -> list[float]:
@@ -39,7 +39,7 @@ def train(engine: PlainEngine, steps: range) -> list[float]:
     norms = []
     for step in steps:
         for part in (0, 1):
-            loss = engine.forward(batch(2 * step + part))[0] / 44
+            loss = engine.forward(batch(2 * step + part), Power())[0] / 44
             engine.backward(loss, boundary=part == 1)
         norms.append(engine.step(RATES[step % len(RATES)]))
     return norms
@@ -95,7 +95,7 @@ def test_updates_too_small_for_bf16_add_up_in_the_master_weights(make_config: Ma
     before = [master.clone() for master in engine.master]
     published = [working.clone() for working in engine.working]
     for part in range(3):
-        engine.backward(engine.forward(batch(part))[0], boundary=True)
+        engine.backward(engine.forward(batch(part), Power())[0], boundary=True)
         engine.step(1e-7)
     assert all(w.dtype == torch.bfloat16 for w in engine.working)
     assert all(m.dtype == torch.float32 for m in engine.master)
@@ -109,10 +109,10 @@ def test_bf16_gradients_are_summed_in_fp32(make_config: Make) -> None:
     engine = engine_of(make_config(), precision="bf16")
     parts = []
     for part in range(4):
-        engine.backward(engine.forward(batch(part))[0] / 44, boundary=False)
+        engine.backward(engine.forward(batch(part), Power())[0] / 44, boundary=False)
         parts.append([m.grad.clone() for m in engine.master])  # type: ignore[union-attr]
     single = engine_of(make_config(), precision="bf16")
-    single.backward(single.forward(batch(3))[0] / 44, boundary=True)
+    single.backward(single.forward(batch(3), Power())[0] / 44, boundary=True)
     for before, after, last in zip(parts[2], parts[3], single.master, strict=True):
         assert after.dtype == torch.float32
         torch.testing.assert_close(after, before + last.grad, rtol=0, atol=0)
@@ -121,7 +121,7 @@ def test_bf16_gradients_are_summed_in_fp32(make_config: Make) -> None:
 
 def test_closing_gives_the_gradients_back(make_config: Make) -> None:
     engine = engine_of(make_config())
-    engine.backward(engine.forward(batch(0))[0], boundary=False)
+    engine.backward(engine.forward(batch(0), Power())[0], boundary=False)
     assert any(master.grad is not None for master in engine.master)
     engine.close()
     assert all(master.grad is None for master in engine.master)

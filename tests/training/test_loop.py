@@ -3,15 +3,18 @@
 import json
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from raysft.config import Job, LoraConfig, PowerConfig, SweepConfig, TrialConfig
+from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
 from raysft.errors import TrialFailed
 from raysft.inprocess import bench_here
-from raysft.objectives import IGNORE_INDEX, build, naive_objective
+from raysft.objectives import IGNORE_INDEX, Power, build, known, naive_objective
+from raysft.objectives.head import Reference
 from raysft.ranks import Ranks
 from raysft.training.engine import PlainEngine
 from raysft.training.loop import Hooks, Loop, learning_rate
@@ -20,14 +23,21 @@ from raysft.trial import Bench
 
 Make = Callable[..., SweepConfig]
 OBJECTIVES = [
-    PowerConfig(exponent=0),
-    PowerConfig(exponent=1),
-    PowerConfig(exponent=0.5, threshold=0.02),
-    PowerConfig(exponent=0, threshold=0.03, keep="below"),
+    Power(exponent=0),
+    Power(exponent=1),
+    Power(exponent=0.5, threshold=0.02),
+    Power(exponent=0, threshold=0.03, keep="below"),
+    Power(exponent=1, threshold=0.01, upper=0.05),
+    Power(exponent=0, final_exponent=2, schedule="cosine"),
+    *(build(name) for name in known() if name != "power"),
 ]
 
 
-def trial_of(objective: PowerConfig, rate: float = 3e-3) -> TrialConfig:
+STEPS, STEP = 4, 1
+AT = STEP / STEPS  # the share of the training that is done
+
+
+def trial_of(objective: Power, rate: float = 3e-3) -> TrialConfig:
     return TrialConfig(objective=objective, learning_rate=rate, seed=0)
 
 
@@ -35,7 +45,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def run(bench: Bench, folder: Path, objective: PowerConfig, stop_after: int | None = None) -> str:
+def run(bench: Bench, folder: Path, objective: Power, stop_after: int | None = None) -> str:
     """Train; with stop_after, save at the end of that step and leave."""
     asked = 0
 
@@ -47,20 +57,28 @@ def run(bench: Bench, folder: Path, objective: PowerConfig, stop_after: int | No
     return bench.run(Job(folder.name, trial_of(objective), folder), stop=stop).status  # type: ignore[arg-type]
 
 
-def oracle_gradients(
-    bench: Bench, objective: PowerConfig, indices: list[int], normalize: str
-) -> dict[str, torch.Tensor]:
+def oracle_gradients(bench: Bench, objective: Any, indices: list[int], normalize: str) -> dict[str, torch.Tensor]:
     """float64 gradients of the objective's mean over the samples, one sample at a time, by full logits and autograd."""
     model = trainable_model(bench.base, bench.config.training).double()
-    built = build("power", **objective.model_dump(exclude={"type", "threshold_unit"}))
+    base = deepcopy(bench.base).double()
     total = torch.zeros((), dtype=torch.float64)
     count = 0
-    for index in indices:
-        tokens, labels = (torch.as_tensor(array)[None] for array in bench.train.sample(index))
+    pairs = [[torch.as_tensor(array)[None] for array in bench.train.sample(index)] for index in indices]
+    if objective.needs_sample_nll:
+        with torch.no_grad():
+            losses = [base(input_ids=tokens, labels=labels).loss for tokens, labels in pairs]
+        objective = objective.at(AT, torch.stack(losses))
+    objective = objective.at(AT)
+    for tokens, labels in pairs:
         output = plain(model).get_output_embeddings()
         decoder = getattr(plain(model), plain(model).base_model_prefix)
         hidden = decoder(input_ids=tokens, use_cache=False).last_hidden_state[0, :-1]
-        loss, supervised, kept, _ = naive_objective(hidden, output.weight, labels[0, 1:], built)
+        with torch.no_grad():
+            logits = base(input_ids=tokens).logits[0, :-1]
+        reference = Reference(logits, torch.eye(logits.shape[1], dtype=logits.dtype))
+        loss, supervised, kept, _ = naive_objective(
+            hidden, output.weight, labels[0, 1:], objective, reference=reference
+        )
         total = total + loss
         count += int(kept if normalize == "kept" else supervised)
     (total / count).backward()
@@ -71,9 +89,9 @@ def oracle_gradients(
 @pytest.mark.parametrize("normalize", ["supervised", "kept"])
 @pytest.mark.parametrize("path", ["plain", "checkpointing", "lora", "one-micro-batch"])
 def test_first_gradient_is_that_of_the_objective(
-    make_config: Make, objective: PowerConfig, normalize: str, path: str
+    make_config: Make, objective: Power, normalize: str, path: str
 ) -> None:
-    """After one SGD-like look: the clipped-nothing gradient of step 0 equals the float64 oracle on every path."""
+    """The unclipped gradient of a step equals the float64 oracle for every objective on every path."""
     changes: dict[str, object] = {"normalize": normalize, "max_grad_norm": 1e9}
     if path == "checkpointing":
         changes["gradient_checkpointing"] = True
@@ -85,8 +103,8 @@ def test_first_gradient_is_that_of_the_objective(
     config = make_config(training=config.training.model_dump() | changes)
     bench = bench_here(config)
     torch.manual_seed(0)
-    parameters = objective.model_dump(exclude={"type", "threshold_unit"})
-    model = SFTModel(trainable_model(bench.base, config.training), build("power", **parameters))
+    lora = config.training.lora is not None
+    model = SFTModel(trainable_model(bench.base, config.training), None if lora else bench.base)
     engine = PlainEngine(model, config.training, torch.device("cpu"))
     taken: dict[str, torch.Tensor] = {}
 
@@ -96,11 +114,11 @@ def test_first_gradient_is_that_of_the_objective(
         return 0.0
 
     engine.step = take  # type: ignore[method-assign]
-    loop = Loop(config, engine, bench.train, Ranks(), config.folder, {}, bench.pad_id, 1e-3, 0, 1)
+    loop = Loop(config, trial_of(objective), engine, bench.train, Ranks(), config.folder, {}, bench.pad_id, STEPS)
     engine.train(True)
-    loop._step(0, Hooks(evaluate=dict))
+    loop._step(STEP, Hooks(evaluate=dict))
     torch.manual_seed(0)
-    expected = oracle_gradients(bench, objective, [int(i) for i in loop.order.at(0)], normalize)
+    expected = oracle_gradients(bench, objective, [int(i) for i in loop.order.at(STEP)], normalize)
     assert taken.keys() == expected.keys()
     for name, gradient in taken.items():
         torch.testing.assert_close(gradient.double(), expected[name], rtol=1e-4, atol=1e-7)
@@ -111,7 +129,7 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(make_config: Make, tmp_pat
     config = make_config()
     config = make_config(training=config.training.model_dump() | {"precision": precision})
     bench = bench_here(config)
-    objective = PowerConfig(exponent=0.5)
+    objective = Power(exponent=0.5)
     assert run(bench, tmp_path / "whole", objective) == "finished"
     expected = losses(tmp_path / "whole")
     assert len(expected) == 6
@@ -125,9 +143,9 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(make_config: Make, tmp_pat
 def test_bench_reused_is_bitwise_a_fresh_one(make_config: Make, tmp_path: Path) -> None:
     config = make_config()
     used = bench_here(config)
-    run(used, tmp_path / "first", PowerConfig(exponent=1))
-    run(used, tmp_path / "second", PowerConfig(exponent=0))
-    run(bench_here(config), tmp_path / "fresh", PowerConfig(exponent=0))
+    run(used, tmp_path / "first", Power(exponent=1))
+    run(used, tmp_path / "second", Power(exponent=0))
+    run(bench_here(config), tmp_path / "fresh", Power(exponent=0))
     assert losses(tmp_path / "second") == losses(tmp_path / "fresh")
 
 
@@ -135,7 +153,7 @@ def test_accumulation_changes_nothing_but_round_off(make_config: Make, tmp_path:
     config = make_config()
     for micro in (1, 4, 8):
         changed = make_config(training=config.training.model_dump() | {"micro_batch_size": micro})
-        run(bench_here(changed), tmp_path / str(micro), PowerConfig(exponent=0.5, threshold=0.02))
+        run(bench_here(changed), tmp_path / str(micro), Power(exponent=0.5, threshold=0.02))
     one, four, eight = (losses(tmp_path / str(m)) for m in (1, 4, 8))
     assert one == pytest.approx(eight, rel=1e-4)
     assert four == pytest.approx(eight, rel=1e-4)
@@ -144,7 +162,7 @@ def test_accumulation_changes_nothing_but_round_off(make_config: Make, tmp_path:
 def test_training_learns(make_config: Make, tmp_path: Path) -> None:
     config = make_config()
     longer = make_config(training=config.training.model_dump() | {"steps": 60})
-    run(bench_here(longer), tmp_path / "t", PowerConfig())
+    run(bench_here(longer), tmp_path / "t", Power())
     curve = losses(tmp_path / "t")
     assert curve[-1] < 0.6 * curve[0]
 
@@ -152,20 +170,20 @@ def test_training_learns(make_config: Make, tmp_path: Path) -> None:
 def test_damaged_checkpoint_is_passed_over(make_config: Make, tmp_path: Path) -> None:
     bench = bench_here(make_config())
     folder = tmp_path / "t"
-    run(bench, folder, PowerConfig(), stop_after=5)
+    run(bench, folder, Power(), stop_after=5)
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     state = newest / "plain.pt"
     state.write_bytes(state.read_bytes()[:-7])
-    assert run(bench, folder, PowerConfig()) == "finished"
-    assert run(bench, tmp_path / "whole", PowerConfig()) == "finished"
+    assert run(bench, folder, Power()) == "finished"
+    assert run(bench, tmp_path / "whole", Power()) == "finished"
     assert losses(folder) == losses(tmp_path / "whole")
 
 
 def test_checkpoint_of_another_objective_is_refused(make_config: Make, tmp_path: Path) -> None:
     bench = bench_here(make_config())
-    run(bench, tmp_path / "t", PowerConfig(), stop_after=3)
+    run(bench, tmp_path / "t", Power(), stop_after=3)
     with pytest.raises(TrialFailed, match="was written with config"):
-        run(bench, tmp_path / "t", PowerConfig(exponent=1))
+        run(bench, tmp_path / "t", Power(exponent=1))
 
 
 def test_exploding_loss_fails_the_trial_and_not_the_bench(make_config: Make, tmp_path: Path) -> None:
@@ -174,16 +192,16 @@ def test_exploding_loss_fails_the_trial_and_not_the_bench(make_config: Make, tmp
         original = bench.base.get_output_embeddings().weight[3].clone()
         bench.base.get_output_embeddings().weight[3] = math.nan
     with pytest.raises(TrialFailed, match="loss is nan at step 1"):
-        run(bench, tmp_path / "broken", PowerConfig())
+        run(bench, tmp_path / "broken", Power())
     with torch.no_grad():
         bench.base.get_output_embeddings().weight[3] = original
-    assert run(bench, tmp_path / "next", PowerConfig()) == "finished"
+    assert run(bench, tmp_path / "next", Power()) == "finished"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
 def test_thresholds_that_keep_all_or_nothing(make_config: Make, tmp_path: Path, threshold: float) -> None:
     bench = bench_here(make_config())
-    run(bench, tmp_path / "t", PowerConfig(threshold=threshold))
+    run(bench, tmp_path / "t", Power(threshold=threshold))
     curve = losses(tmp_path / "t")
     assert all(value == 0 for value in curve) if threshold == 1 else all(value > 0 for value in curve)
 
@@ -195,7 +213,7 @@ def test_export_loads_with_from_pretrained(make_config: Make, tmp_path: Path) ->
     lora = make_config(training=config.training.model_dump() | {"lora": LoraConfig(rank=2).model_dump()})
     for name, changed in (("full", config), ("lora", lora)):
         bench = bench_here(changed)
-        result = bench.run(Job(name, trial_of(PowerConfig()), tmp_path / name), export=lambda metrics: True)
+        result = bench.run(Job(name, trial_of(Power()), tmp_path / name), export=lambda metrics: True)
         folder = tmp_path / name / "model"
         assert list(folder.glob("*.safetensors"))
         assert not list(folder.glob("*.bin"))

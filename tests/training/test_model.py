@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 
 from raysft.backbone import load_model
 from raysft.config import BackboneConfig, LoraConfig, SweepConfig, TrainingConfig
-from raysft.objectives import build, naive_objective
+from raysft.objectives import Power, naive_objective
+from raysft.objectives.anchored import ASFT
+from raysft.objectives.head import Reference
 from raysft.quiet import libraries_quiet
 from raysft.training.model import SFTModel, merged, plain, trainable_model
 
@@ -45,17 +47,17 @@ def shake(model: torch.nn.Module) -> None:
 
 def gradients(base: PreTrainedModel, config: TrainingConfig) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    model = SFTModel(trainable_model(base, config), build("power", exponent=0.5)).train()
+    model = SFTModel(trainable_model(base, config)).train()
     shake(model)
-    model(*tokens())[0].backward()
+    model(*tokens(), Power(exponent=0.5))[0].backward()
     return {name: p.grad for name, p in model.causal_lm.named_parameters() if p.grad is not None}
 
 
 def test_forward_is_the_objective_of_the_models_own_logits(base: PreTrainedModel) -> None:
-    objective = build("power", exponent=0.5, threshold=0.02)
-    model = SFTModel(trainable_model(base, training()), objective)
+    objective = Power(exponent=0.5, threshold=0.02)
+    model = SFTModel(trainable_model(base, training()))
     input_ids, labels, mask = tokens()
-    loss, supervised, kept, logp = model(input_ids, labels, mask)
+    loss, supervised, kept, logp = model(input_ids, labels, mask, objective)
     logits = base.double()(input_ids=input_ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)
     identity = torch.eye(logits.shape[1], dtype=logits.dtype)
     expected = naive_objective(logits, identity, labels[:, 1:].flatten(), objective)
@@ -81,11 +83,11 @@ def test_head_trains_the_output_layers_own_weight(base: PreTrainedModel, tie: bo
     base.config.tie_word_embeddings = tie
     if not tie:
         base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
-    model = SFTModel(trainable_model(base, training()), build("power"))
+    model = SFTModel(trainable_model(base, training()))
     assert model.head.weight is plain(model.causal_lm).get_output_embeddings().weight
     assert (model.head.weight is plain(model.causal_lm).get_input_embeddings().weight) == tie
     assert len(list(model.parameters())) == len(list(base.parameters()))
-    model(*tokens())[0].backward()
+    model(*tokens(), Power())[0].backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -142,3 +144,32 @@ def test_gradient_checkpointing_changes_no_gradient(base: PreTrainedModel, lora:
     assert found.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, dropout=0.5).model_dump()], ids=["full", "lora"])
+def test_reference_is_the_base_model_whatever_was_trained(
+    base: PreTrainedModel, lora: dict[str, object] | None
+) -> None:
+    """A frozen copy, or the adapters switched off; neither gets a gradient, and dropout does not touch it."""
+    objective = ASFT(kl_weight=2.0)
+    model = SFTModel(trainable_model(base, training(lora=lora)), base if lora is None else None).train()
+    if lora is None:
+        with torch.no_grad():
+            model.causal_lm.model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    shake(model)
+    input_ids, labels, mask = tokens()
+    torch.manual_seed(2)
+    loss = model(input_ids, labels, mask, objective)[0]
+    loss.backward()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        trained = model.causal_lm(input_ids=input_ids, attention_mask=mask).logits[:, :-1].flatten(0, 1).double()
+        frozen = base(input_ids=input_ids, attention_mask=mask).logits[:, :-1].flatten(0, 1).double()
+    identity = torch.eye(trained.shape[1], dtype=trained.dtype)
+    reference = Reference(frozen, identity)
+    expected = naive_objective(trained, identity, labels[:, 1:].flatten(), objective, reference=reference)
+    assert float(loss.detach()) == pytest.approx(float(expected[0]), rel=1e-4)
+    assert not torch.allclose(trained, frozen, atol=1e-3)
+    assert all(p.grad is None for p in base.parameters())
+    assert not any("_base" in name for name in model.state_dict())
+    assert model.causal_lm.training

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from raysft.config import Job, LoraConfig, PowerConfig, SweepConfig, TrialConfig
+from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
 from raysft.inprocess import bench_here
+from raysft.objectives import Power, build
 
 Make = Callable[..., SweepConfig]
 
@@ -61,7 +62,19 @@ def variants() -> dict[str, dict[str, Any]]:
     }
 
 
-OBJECTIVE = PowerConfig(exponent=0.5, threshold=0.02)
+OBJECTIVE = Power(exponent=0.5, threshold=0.02)
+# What asks more of the engine than a function of p: the base model beside the trained one, a look at the step's samples
+# first, an exponent that moves, the whole distribution, and a threshold that no token reaches on any rank.
+OTHERS = {
+    "asft": build("asft", kl_weight=1.0),
+    "talr": build("talr"),
+    "moving": Power(exponent=1, final_exponent=0),
+    "smoothed": build("label_smoothing"),
+    "nothing": Power(threshold=1.0),
+}
+ASKED = {"zero0": OTHERS, "zero1": OTHERS, "zero2": OTHERS, "zero3": OTHERS} | {
+    name: {"asft": OTHERS["asft"]} for name in ("zero3-bf16", "zero2-lora", "zero3-lora", "zero3-checkpointing")
+}
 
 
 def changed(make: Make, change: dict[str, Any], workers: int) -> SweepConfig:
@@ -83,6 +96,7 @@ def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
             (f"{name}-stopped", OBJECTIVE, 3),
             (f"{name}-stopped", OBJECTIVE, None),
             (f"{name}-whole", OBJECTIVE, None),
+            *((f"{name}-{other}", objective, None) for other, objective in ASKED.get(name, {}).items()),
         ]
         jobs.append({"config": config.model_dump(mode="json"), "runs": runs})
     TorchTrainer(
@@ -103,3 +117,9 @@ def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
         ours, plain = evaluated(tmp_path / f"{name}-whole"), evaluated(tmp_path / f"{name}-plain")
         assert ours["eval/nll"] == pytest.approx(plain["eval/nll"], rel=tolerance), name
         assert (tmp_path / f"{name}-whole" / "model" / "model.safetensors").exists(), name
+        for other, objective in ASKED.get(name, {}).items():
+            asked = trial.model_copy(update={"objective": objective})
+            bench.run(Job(other, asked, tmp_path / f"{name}-{other}-plain"))
+            found, expected = losses(tmp_path / f"{name}-{other}"), losses(tmp_path / f"{name}-{other}-plain")
+            assert found == pytest.approx(expected, rel=tolerance, abs=1e-6), (name, other)
+            assert set(found) == {0.0} if other == "nothing" else len(set(found)) == len(found), (name, other)
