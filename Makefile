@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-faults check setup clean
+.PHONY: demo test test-fast test-faults check bench-head setup clean
 
 demo: setup
 	$(BIN)/raysft demo
@@ -18,6 +18,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The constraints keep what it compares with from changing any version. ARGS: flags of the script, e.g. --repeats 9.
+bench-head: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python tests/benchmarks/bench_head.py $(ARGS)
 
 setup: $(VENV)/.ready
 

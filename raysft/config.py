@@ -104,10 +104,11 @@ def _family(cls: type[Selection]) -> type[Strict]:
             fields[name] = (_searched(field.annotation), Field(default=default, description=field.description))
     if cls is Power:
         fields["exponent"] = (Dimension | None, Field(default=None, description="null: that of the space"))
-    return create_model(f"{cls.__name__}Space", __base__=Strict, **fields)
+    return create_model(f"{cls.__name__}Space", __base__=Strict, __module__=__name__, **fields)
 
 
 FAMILIES = {name: _family(cls) for name, cls in known().items()}
+globals().update({family.__name__: family for family in FAMILIES.values()})  # where pickle, and so Ray, looks for them
 if TYPE_CHECKING:
     AnyFamily = Any
 else:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -207,6 +208,7 @@ def test_every_objective_has_a_place_in_baselines_trials_and_space(name: str) ->
     assert SweepConfig.model_validate(whole.model_dump(mode="json")) == whole
     fields = {key for key in known()[name].model_fields if key not in Selection.model_fields}
     assert whole.space.dimensions(name).keys() == fields
+    assert pickle.loads(pickle.dumps(whole)) == whole
     trial = TrialConfig(objective={"type": name}, learning_rate=1, seed=0)
     assert TrialConfig.model_validate_json(trial.model_dump_json()) == trial
     assert name in trial.name()

@@ -13,6 +13,7 @@ import raysft
 from raysft.check import check
 from raysft.config import PAPER_BASELINES, LoraConfig, Range, ReasoningGymSource
 from raysft.errors import InputError
+from raysft.objectives import known
 from raysft.sweepfile import dump, load, schema
 from raysft.yamltext import parse
 
@@ -28,7 +29,7 @@ def comments(path: Path) -> str:
 
 
 def test_the_files_are_found() -> None:
-    assert {path.stem for path in FILES} >= {"debug", "demo", "figlet", "gsm8k", "your-data"}
+    assert {path.stem for path in FILES} >= {"debug", "demo", "figlet", "gsm8k", "objectives", "your-data"}
     assert [path for path in FOLDER.iterdir() if path.suffix != ".yaml"] == []
 
 
@@ -39,7 +40,7 @@ def test_a_file_loads_under_its_own_name(path: Path) -> None:
     assert config.output == Path("runs")
     for backbone in config.backbones:
         assert config.for_backbone(backbone.name).backbone.name == backbone.name
-    assert config.all_baselines() == list(PAPER_BASELINES)
+    assert config.all_baselines()[:4] == list(PAPER_BASELINES)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -72,9 +73,13 @@ def test_the_demo_that_comes_with_the_package_is_the_one_shown() -> None:
 
 def test_files_over_the_demos_materials_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("demo", "debug"):
+    for name in ("demo", "debug", "objectives"):
         with pytest.raises(InputError, match="raysft demo --only-materials"):
             check(load(FOLDER / f"{name}.yaml"))
+
+
+def test_every_objective_is_in_the_file_of_all() -> None:
+    assert {objective.type for objective in load(FOLDER / "objectives.yaml").all_baselines()} == set(known())
 
 
 def test_figlet_is_the_papers_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +127,7 @@ def test_what_your_data_leaves_commented_out_is_valid(tmp_path: Path) -> None:
     assert config.data.heldout is not None
     assert config.data.messages == "messages"
     assert config.space.threshold == Range(low=0.05, high=0.5)
+    assert config.space.dimensions("focal") == {"gamma": Range(low=0, high=5)}
     assert config.space.learning_rate == Range(low=1e-5, high=1e-4, log=True)
     assert config.training.lora == LoraConfig(rank=16, alpha=32)
     assert config.evaluation.generation is not None

@@ -80,8 +80,9 @@ class Selection(Strict):
 
     def slug(self) -> str:
         """The same for the name of a folder, e.g. `power-a1-above0.2`."""
-        interval = "" if self.threshold is None else f"-{self.keep}{self.threshold:g}"
-        return self._slug() + interval + ("" if self.upper is None else f"-to{self.upper:g}")
+        unit = "q" if self.threshold_unit == "quantile" else ""
+        interval = "" if self.threshold is None else f"-{self.keep}{unit}{exact(self.threshold)}"
+        return self._slug() + interval + ("" if self.upper is None else f"-to{exact(self.upper)}")
 
     def parameters(self) -> dict[str, Any]:
         """The values of what is this objective's own: type and interval aside."""
@@ -92,7 +93,7 @@ class Selection(Strict):
         return self.type + (f" {', '.join(f'{k} {_short(v)}' for k, v in own.items())}" if own else "")
 
     def _slug(self) -> str:
-        return "-".join([self.type, *(f"{name}{_short(value)}" for name, value in self._changed().items())])
+        return "-".join([self.type, *(f"{name}{exact(value)}" for name, value in self._changed().items())])
 
     def _changed(self) -> dict[str, Any]:
         fields = type(self).model_fields
@@ -159,7 +160,8 @@ class Rows:
         import torch
 
         others = self.logits.scatter(1, self.labels[:, None], torch.finfo(self.logits.dtype).min).logsumexp(1)
-        return torch.nn.functional.logsigmoid(self.of_labels(self.logits) - others)
+        gap = self.of_labels(self.logits) - others
+        return torch.nn.functional.logsigmoid(gap + 0 * gap)  # an infinite logit must not pass for p = 1
 
     def of_labels(self, values: torch.Tensor) -> torch.Tensor:
         """[C, V] -> [C]: the labels' entries."""
@@ -192,6 +194,11 @@ class DistributionObjective(Selection):
 
 def _log(probability: float) -> float:
     return math.log(probability) if probability > 0 else -math.inf
+
+
+def exact(value: Any) -> str:
+    """With all the digits that tell two values apart."""
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def _short(value: Any) -> str:

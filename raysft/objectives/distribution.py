@@ -32,8 +32,10 @@ class EAFT(DistributionObjective):
         return rows.softmax_minus_onehot() * self._weight(rows)[:, None]
 
     def _weight(self, rows: Rows) -> torch.Tensor:
-        top = rows.logits.detach().topk(min(self.top_k, rows.logits.shape[1]), dim=1).values.log_softmax(1)
-        entropy = -(top.exp() * top).sum(1).clamp(max=0)
+        top = rows.logits.detach().topk(min(self.top_k, rows.logits.shape[1]), dim=1).values
+        gaps = top - top[:, :1]
+        # log sum_v e^(gap) without the 1 of the largest, so that a nearly certain distribution keeps its digits.
+        entropy = gaps[:, 1:].exp().sum(1).log1p() - (gaps.softmax(1) * gaps).sum(1)
         return (entropy / math.log(self.top_k)) ** self.alpha
 
 

@@ -19,9 +19,9 @@ from torch.nn.functional import linear, logsigmoid
 from raysft.objectives.base import IGNORE_INDEX, DistributionObjective, Objective, Rows
 from raysft.objectives.projection import Gradients, Projection
 
-# Rows of a chunk: what holds 4 bytes a logit on a CPU to 1/100 of what full logits need at 4,096 rows; on CUDA more,
-# because there only large products are fast.
-CHUNK_ROWS = {"cpu": 112, "cuda": 1024}
+# Rows of a chunk, by the bytes of an operand. On a CPU, 112 rows in fp32 take 1/100 of what full logits need at 4,096
+# rows; on CUDA more, because there only large products are fast.
+CHUNK_ROWS = {"cpu": {2: 256, 4: 112, 8: 112}, "cuda": {2: 1024, 4: 512, 8: 512}}
 
 HeadOutput = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 AnyObjective = Objective | DistributionObjective
@@ -61,11 +61,13 @@ def linear_objective(
     """
     dtype = _operand_dtype(hidden, weight)
     _check(hidden, weight, labels, bias)
+    if (softcap is not None and not softcap > 0) or (chunk_rows is not None and chunk_rows < 1):
+        raise ValueError(f"softcap ({softcap}) and chunk_rows ({chunk_rows}) are positive, or None")
     _check_reference(objective, reference, hidden, weight)
-    if not torch.is_grad_enabled():  # a Function is told that the weight needs a gradient even then
-        weight, bias = weight.detach(), None if bias is None else bias.detach()
+    if not torch.is_grad_enabled():  # a Function is told that its inputs need gradients even then
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     if chunk_rows is None:
-        chunk_rows = CHUNK_ROWS.get(hidden.device.type, CHUNK_ROWS["cuda"]) * (2 if dtype.itemsize == 2 else 1)
+        chunk_rows = CHUNK_ROWS.get(hidden.device.type, CHUNK_ROWS["cuda"])[dtype.itemsize]
     rows = (labels != IGNORE_INDEX).nonzero().squeeze(1)
     options = _Options(objective, scale, softcap, reference, chunk_rows, dtype)
     with torch.autocast(hidden.device.type, enabled=False):  # what is rounded to dtype is decided here
@@ -115,7 +117,8 @@ class _Head(torch.autograd.Function):
         store = hidden.new_empty(size, dtype=options.dtype)  # made once: fresh pages for each chunk would cost time
         for start in range(0, rows.numel(), options.chunk_rows):
             at = rows[start : start + options.chunk_rows]
-            chunk = _chunk(layer, hidden[at], labels[at], at, options, store)
+            x = hidden[at]
+            chunk = _chunk(layer, x + 0 * x, labels[at], at, options, store)  # an infinity becomes NaN
             logp[at] = chunk.logp
             loss_sum += chunk.loss.sum()
             kept += options.objective.keeps(chunk.logp).sum()
@@ -304,6 +307,8 @@ def _check(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, bia
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias {list(bias.shape)} does not fit weight {list(weight.shape)}")
+    if labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype}: give the tokens' whole numbers")
     if labels.numel() and bool((((labels < 0) & (labels != IGNORE_INDEX)) | (labels >= weight.shape[0])).any()):
         low, high = int(labels.min()), int(labels.max())
         raise ValueError(f"labels go from {low} to {high}; valid are 0 to {weight.shape[0] - 1} and {IGNORE_INDEX}")

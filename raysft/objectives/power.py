@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, FiniteFloat, model_validator
 
-from raysft.objectives.base import Objective
+from raysft.objectives.base import Objective, exact
 
 if TYPE_CHECKING:
     import torch
@@ -58,5 +58,5 @@ class Power(Objective):
         return "nll" if a == 0 else "-p" if a == 1 else f"-p^{a:.4g}" if a > 1 else f"exponent {a:.4g}"
 
     def _slug(self) -> str:
-        moving = "" if self.final_exponent is None else f"-to{self.final_exponent:g}-{self.schedule}"
-        return f"power-a{self.exponent:g}{moving}"
+        moving = "" if self.final_exponent is None else f"-to{exact(self.final_exponent)}-{self.schedule}"
+        return f"power-a{exact(self.exponent)}{moving}"

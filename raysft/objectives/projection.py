@@ -31,9 +31,13 @@ class Projection:
         """Of logits, softmax and sums."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    def widened(self, tile: torch.Tensor) -> torch.Tensor:
+        """A tile [tile, H] in fp32 (float64 for float64); valid until the next call."""
+        return tile if tile.dtype == self.wide else self._scratch[: tile.shape[0]].copy_(tile)
+
     @cached_property
     def _scratch(self) -> torch.Tensor:
-        """Memory for a tile of the weight in fp32: fresh pages for each tile would cost a tenth of the time."""
+        """Memory for one tile: fresh pages for each of them would cost a tenth of the time."""
         return torch.empty(self.weight[next(self.tiles())].shape, dtype=self.wide, device=self.weight.device)
 
     def tiles(self) -> Iterator[slice]:
@@ -55,10 +59,8 @@ class Projection:
     def _product_with(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """rows [C, H] @ weight.T [H, tile], exact products summed in fp32."""
         if rows.is_cuda and self.dtype.itemsize == 2:
-            return torch.mm(rows.to(self.dtype), weight.to(self.dtype).t(), out_dtype=torch.float32)
-        if weight.dtype != self.wide:
-            weight = self._scratch[: weight.shape[0]].copy_(weight)
-        return _product(rows.to(self.wide), weight.t())
+            return _product(rows.to(self.dtype), weight.to(self.dtype).t())
+        return _product(rows.to(self.wide), self.widened(weight).t())
 
     def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
         """What soft-capping multiplies the gradient of `logits` by; None: nothing."""
@@ -92,11 +94,13 @@ class Gradients:
         if self.weight.dtype == layer.dtype:
             self.weight[tile].addmm_(logits.t(), rows)
         else:
-            self.weight[tile] += torch.mm(logits.t(), rows)
+            self.weight[tile] += layer.widened(_product(logits.t(), rows))
 
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """a [M, K] @ b [K, N]: [M, N]."""
+    """a [M, K] @ b [K, N]: [M, N], of their dtype; on CUDA fp32, into which bf16 products are summed there."""
+    if a.is_cuda and a.dtype.itemsize == 2:
+        return torch.mm(a, b, out_dtype=torch.float32)
     if a.device.type == "cpu" and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
     return torch.mm(a, b)

@@ -36,7 +36,7 @@ def name_of(cls: type[Selection]) -> str:
     return str(cls.model_fields["type"].default)
 
 
-def build(name: str, **params: Any) -> Objective | DistributionObjective:
+def build(name: str, /, **params: Any) -> Objective | DistributionObjective:
     """The objective `name` with its parameters. Raises InputError for an unknown name, parameter or value."""
     place = f"objective '{name}'"
     if name not in known():

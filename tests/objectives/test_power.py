@@ -8,7 +8,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from raysft.objectives import Objective, build
+from raysft.errors import InputError
+from raysft.objectives import Objective, Power, build
 from raysft.objectives.power import MAX_LOG
 
 GIVEN = [-0.5, 0.0, 1e-6, 0.5, 1.0, 2.0, 10.0]
@@ -76,6 +77,14 @@ def test_exponent_0_is_exactly_minus_log_p(values: list[float]) -> None:
     assert torch.equal(build("power", exponent=0).weight(logp), torch.ones_like(logp))
 
 
+@given(q=st.floats(0.01, 1), p=st.floats(1e-6, 1))
+def test_positive_exponents_are_generalised_cross_entropy(q: float, p: float) -> None:
+    """(1 - p^q)/q, as arXiv 1805.07836 has it."""
+    logp = torch.tensor([math.log(p)], dtype=torch.float64)
+    assert build("power", exponent=q).loss(logp).item() == pytest.approx((1 - p**q) / q, rel=1e-12, abs=1e-14)
+    assert build("power", exponent=q).weight(logp).item() == pytest.approx(p**q, rel=1e-12)
+
+
 def test_tiny_exponents_go_over_into_minus_log_p() -> None:
     logp = torch.linspace(-20, 0, 101)
     near = build("power", exponent=1e-6).loss(logp)
@@ -95,40 +104,6 @@ def test_exponent_1_has_the_gradient_of_dynamic_fine_tuning(values: list[float])
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-15)
 
 
-@given(
-    exponent=exponents,
-    threshold=st.sampled_from([0.0, 1.0]) | st.floats(0, 1),
-    keep=st.sampled_from(["above", "below"]),
-    values=st.lists(st.floats(0, 1), min_size=1, max_size=20),
-)
-def test_threshold_keeps_one_side_and_itself(exponent: float, threshold: float, keep: str, values: list[float]) -> None:
-    objective = build("power", exponent=exponent, threshold=threshold, keep=keep)
-    whole = build("power", exponent=exponent)
-    p = torch.tensor([*values, threshold], dtype=torch.float64)
-    logp = p.log()
-    kept = objective.keeps(logp)
-    wanted = p >= threshold if keep == "above" else p <= threshold
-    clear = (p - threshold).abs() > 1e-12 * threshold  # elsewhere the logarithm's last digit decides
-    assert torch.equal(kept[clear], wanted[clear])
-    assert kept[-1] or threshold not in (0.0, 1.0)
-    for method in ("loss", "weight"):
-        full, part = getattr(whole, method)(logp), getattr(objective, method)(logp)
-        assert torch.equal(part[kept], full[kept])
-        assert (part[~kept] == 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("keep", ["above", "below"])
-@pytest.mark.parametrize("threshold", [0.05, 0.1, 0.2, 0.55, 0.9, 1.0])
-def test_a_token_at_the_threshold_is_kept_in_every_precision(threshold: float, keep: str, dtype: torch.dtype) -> None:
-    logp = torch.tensor([math.log(threshold)], dtype=dtype)
-    assert build("power", threshold=threshold, keep=keep).keeps(logp).all()
-
-
-def test_no_threshold_keeps_every_token() -> None:
-    assert build("power", exponent=2).keeps(torch.tensor([-1e4, -1.0, 0.0])).all()
-
-
 @given(exponent=exponents, logp=st.lists(st.floats(-1e4, 0), min_size=2, max_size=20))
 def test_loss_falls_with_p_and_weight_is_never_negative(exponent: float, logp: list[float]) -> None:
     objective: Objective = build("power", exponent=exponent)
@@ -143,3 +118,69 @@ def test_hopeless_tokens_cannot_make_a_step_infinite(exponent: float) -> None:
     objective = build("power", exponent=exponent)
     assert objective.loss(logp).sum().isfinite()
     assert objective.weight(logp).square().sum().isfinite()
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "exponent"),
+    [
+        ("linear", 0.0, 2.0),
+        ("linear", 0.25, 1.25),
+        ("linear", 0.5, 0.5),
+        ("linear", 0.999, -0.997),
+        ("cosine", 0.0, 2.0),
+        ("cosine", 0.25, 2 - 3 * (1 - math.sqrt(0.5)) / 2),
+        ("cosine", 0.5, 0.5),
+        ("cosine", 0.999, -1 + 3 * math.sin(math.pi * 0.0005) ** 2),
+    ],
+)
+def test_exponent_moves_from_2_to_minus_1(schedule: str, progress: float, exponent: float) -> None:
+    objective = build("power", exponent=2, final_exponent=-1, schedule=schedule, threshold=0.1, upper=0.8)
+    step = objective.at(progress)
+    assert step.exponent == pytest.approx(exponent, rel=1e-12)
+    assert step == build("power", exponent=step.exponent, threshold=0.1, upper=0.8)
+    logp = torch.tensor([-1.0], dtype=torch.float64)
+    assert step.weight(logp).item() == pytest.approx(math.exp(-exponent), rel=1e-12)
+
+
+def test_each_step_follows_from_the_whole_schedule() -> None:
+    """Not from the step before it, which a resumed training has not seen."""
+    objective = build("power", exponent=0, final_exponent=1)
+    objective.at(0.3)
+    assert objective.at(0.6).exponent == pytest.approx(0.6)
+
+
+@given(progress=st.floats(0, 1, exclude_max=True), exponent=st.floats(-3, 20))
+def test_without_a_final_exponent_it_stays(progress: float, exponent: float) -> None:
+    objective = build("power", exponent=exponent)
+    assert objective.at(progress) == objective
+
+
+@given(progress=st.floats(0, 1, exclude_max=True), schedule=st.sampled_from(["linear", "cosine"]))
+def test_an_exponent_that_moves_to_itself_stays(progress: float, schedule: str) -> None:
+    assert build("power", exponent=0.5, final_exponent=0.5, schedule=schedule).at(progress) == Power(exponent=0.5)
+
+
+@given(progress=st.lists(st.floats(0, 1, exclude_max=True), min_size=2), schedule=st.sampled_from(["linear", "cosine"]))
+def test_an_exponent_never_turns_back(progress: list[float], schedule: str) -> None:
+    objective = build("power", exponent=0, final_exponent=10, schedule=schedule)
+    exponents = [objective.at(share).exponent for share in sorted(progress)]
+    assert exponents == sorted(exponents)
+    assert all(0 <= e <= 10 for e in exponents)
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"schedule": "cosine"}, "schedule says how the exponent moves: give a final_exponent as well."),
+        ({"final_exponent": 1, "schedule": "step"}, "schedule: must be 'linear' or 'cosine', not 'step'."),
+        ({"final_exponent": math.inf}, "final_exponent: must be a finite number, not inf."),
+        ({"final_exponent": "one"}, "final_exponent: must be a number, not 'one'."),
+    ],
+)
+def test_schedules_that_say_nothing_are_refused(params: dict, told: str) -> None:
+    with pytest.raises(InputError) as refused:
+        build("power", **params)
+    assert told in str(refused.value)
