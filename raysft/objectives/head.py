@@ -113,18 +113,21 @@ class _Head(torch.autograd.Function):
         loss_sum = torch.zeros((), dtype=wide, device=hidden.device)
         kept = torch.zeros((), dtype=torch.int64, device=hidden.device)
         logp = torch.zeros(labels.shape, dtype=wide, device=hidden.device)
-        size = min(options.chunk_rows, rows.numel()) * weight.shape[0] if any(ctx.needs_input_grad) else 0
+        differentiable = any(ctx.needs_input_grad)
+        stored = differentiable and isinstance(options.objective, Objective)
+        size = min(options.chunk_rows, rows.numel()) * weight.shape[0] if stored else 0
         store = hidden.new_empty(size, dtype=options.dtype)  # made once: fresh pages for each chunk would cost time
         for start in range(0, rows.numel(), options.chunk_rows):
             at = rows[start : start + options.chunk_rows]
             x = hidden[at]
-            chunk = _chunk(layer, x + 0 * x, labels[at], at, options, store)  # an infinity becomes NaN
+            x += 0 * x  # an infinity becomes NaN
+            chunk = _chunk(layer, x, labels[at], at, options, store, differentiable)
             logp[at] = chunk.logp
             loss_sum += chunk.loss.sum()
             kept += options.objective.keeps(chunk.logp).sum()
             if chunk.live.numel() == 0:
                 continue
-            learned = hidden[at[chunk.live]]
+            learned = x[chunk.live]
             into = torch.zeros_like(learned, dtype=wide) if grad_rows is not None else None
             for tile, gradient in chunk.gradients:
                 sums.add(layer, tile, gradient, learned, into)
@@ -165,11 +168,17 @@ class _Chunk(NamedTuple):
 
 
 def _chunk(
-    layer: Projection, x: torch.Tensor, y: torch.Tensor, at: torch.Tensor, options: _Options, store: torch.Tensor
+    layer: Projection,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    at: torch.Tensor,
+    options: _Options,
+    store: torch.Tensor,
+    differentiable: bool,
 ) -> _Chunk:
     """The rows x [C, H] with labels y [C], which stand at `at` [C] of the call's.
 
-    store: memory for [C, V], in which the softmax waits for its gradient; empty where no gradient is wanted.
+    store: memory for [C, V], in which the softmax by target waits for its gradient; empty where none is wanted.
     """
     if isinstance(options.objective, Objective):
         return _by_target(layer, x, y, options.objective, store)
@@ -177,7 +186,7 @@ def _chunk(
     if options.reference is not None and options.objective.needs_reference:
         base = options.layer(options.reference.weight, options.reference.bias)
         reference = _whole_logits(base, options.reference.hidden[at])
-    return _by_distribution(layer, Rows(logits, y, reference), options.objective, store.numel() > 0)
+    return _by_distribution(layer, Rows(logits, y, reference), options.objective, differentiable)
 
 
 def _by_target(
