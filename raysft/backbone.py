@@ -6,17 +6,22 @@ a few tokens that the two give exactly the logits that the model computes itself
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from raysft import attention
 from raysft.config import BackboneConfig
+from raysft.data.batch import Batch, Collate
 from raysft.errors import InputError
 from raysft.objectives import IGNORE_INDEX, Power, linear_objective
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ROUND_OFF = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-9}
+PROOF = (0, 5, 12, 15)  # borders of the samples on which `pack` is proved
 LOUD = 1000.0  # times the logits: a soft cap leaves small ones nearly alone
 
 
@@ -86,9 +91,53 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def hidden_states(model: PreTrainedModel, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Last hidden states [B, T, H] of input_ids [B, T]."""
-    return decoder(model)(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+def hidden_states(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """Last hidden states [B, T, H] of a batch's tokens [B, T]."""
+    with attention.within_samples(batch) as asked:
+        return decoder(model)(input_ids=batch.input_ids, use_cache=False, **asked).last_hidden_state
+
+
+def collate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Collate:
+    """Makes the batches that the model can take."""
+    return Collate(int(tokenizer.pad_token_id), attention.packs(model))
+
+
+@torch.no_grad()
+def pack(model: PreTrainedModel) -> str | None:
+    """Let the model take packed rows, or say why it cannot: then it is as before, and `collate` pads.
+
+    Proved on two rows that differ in their first sample: the hidden states of the others must not notice, and must be
+    those of the samples alone.
+    """
+    before = model.config._attn_implementation
+    vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    tokens = torch.arange(PROOF[-1]).remainder(vocabulary)
+    samples = [tokens[start:end] for start, end in pairwise(PROOF)]
+    alone = torch.cat([hidden_states(model, _row([sample]))[0] for sample in samples])
+    model.set_attn_implementation(attention.NAME)
+    try:
+        if not attention.packs(model):
+            raise ValueError("its code does not let the attention be chosen")
+        packed = hidden_states(model, _row(samples))[0]
+        others = hidden_states(model, _row([samples[0].flip(0), *samples[1:]]))[0]
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    else:
+        first = PROOF[1]
+        close = ROUND_OFF[alone.dtype] * float(alone.abs().max())
+        if not torch.equal(packed[first:], others[first:]):
+            reason = "its tokens see the sample before theirs in a row"
+        elif not torch.allclose(packed, alone, rtol=0, atol=close):
+            reason = "its hidden states in a row are not those of the samples alone"
+        else:
+            return None
+    model.set_attn_implementation(before)
+    return reason
+
+
+def _row(samples: list[torch.Tensor]) -> Batch:
+    tokens = torch.cat(samples)[None]
+    return Batch(tokens, tokens, tuple(map(len, samples)), packed=len(samples) > 1)
 
 
 def shifted(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -97,11 +146,9 @@ def shifted(hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 @torch.no_grad()
-def token_logp(
-    model: PreTrainedModel, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
-) -> torch.Tensor:
-    """fp32 log p of every supervised token, in order: [supervised]. All [B, T]; labels -100 are not supervised."""
-    rows, targets = shifted(hidden_states(model, input_ids, attention_mask), labels)
+def token_logp(model: PreTrainedModel, batch: Batch) -> torch.Tensor:
+    """fp32 log p of every supervised token, in order: [supervised]."""
+    rows, targets = shifted(hidden_states(model, batch), batch.labels)
     output = model.get_output_embeddings()
     nll = Power()
     logp = linear_objective(rows, output.weight, targets, nll, bias=output.bias, **output_transform(model))[3]
@@ -129,7 +176,7 @@ def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
         raise InputError(place, "has no linear output layer over the vocabulary.", "Use a causal language model.")
     tokens = torch.arange(8).remainder(output.weight.shape[0]).unsqueeze(0)
     mask = torch.ones_like(tokens)
-    hidden = hidden_states(model, tokens, mask)
+    hidden = decoder(model)(input_ids=tokens, attention_mask=mask, use_cache=False).last_hidden_state
     for loudness in (1.0, LOUD):
         loud = output.register_forward_hook(lambda *call, by=loudness: by * call[-1])
         try:

@@ -267,7 +267,12 @@ class TrainingConfig(Strict):
     steps: int | None = Field(default=None, gt=0, description="optimizer steps; null: epochs decide")
     epochs: float = Field(default=1.0, gt=0)
     global_batch_size: int = Field(default=256, gt=0, description="samples an optimizer step, over all workers")
-    micro_batch_size: int = Field(default=4, gt=0, description="samples a forward pass of one worker")
+    micro_batch_tokens: int = Field(
+        default=4096, gt=0, description="tokens of a forward pass of one worker; a longer sample goes alone"
+    )
+    packing: bool = Field(
+        default=True, description="samples one behind the other, without padding; false: padded to the longest"
+    )
     optimizer: Literal["adamw"] = "adamw"
     learning_rate: float = Field(default=5e-5, gt=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
@@ -347,12 +352,10 @@ class GenerationConfig(Strict):
 class EvaluationConfig(Strict):
     generation: GenerationConfig | None = Field(default=None, description="null: held-out scores only")
     every: int | None = Field(default=None, gt=0, description="steps; null: only after training")
-    batch_size: int = Field(default=16, gt=0, description="held-out samples scored at once by one worker")
 
 
 class ProbeConfig(Strict):
     samples: int = Field(default=512, gt=0, description="training samples that capability is measured on")
-    batch_size: int = Field(default=16, gt=0)
 
 
 class AshaConfig(Strict):
@@ -414,12 +417,9 @@ class SweepConfig(Strict):
         names = [b.name for b in self.backbones]
         if duplicate := next((n for n in names if names.count(n) > 1), None):
             raise ValueError(f"two backbones are named '{duplicate}': give each a name of its own")
-        micro, count = self.training.micro_batch_size, self.workers.count
-        if self.training.global_batch_size % (micro * count):
-            raise ValueError(
-                f"training.global_batch_size ({self.training.global_batch_size}) must be a multiple of "
-                f"micro_batch_size x workers.count ({micro} x {count} = {micro * count})"
-            )
+        size, count = self.training.global_batch_size, self.workers.count
+        if size % count:
+            raise ValueError(f"training.global_batch_size ({size}) must be a multiple of workers.count ({count})")
         if self.search.metric == "eval/accuracy" and self.evaluation.generation is None:
             raise ValueError("search.metric eval/accuracy needs evaluation.generation; or search for eval/nll")
         if self.search.asha and not self.evaluation.every:
@@ -430,11 +430,6 @@ class SweepConfig(Strict):
             if heldout.kind != "reasoning_gym":
                 raise ValueError("the scorer reasoning_gym needs held-out data of kind reasoning_gym")
         return self
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches that one worker runs per optimizer step."""
-        return self.training.global_batch_size // (self.training.micro_batch_size * self.workers.count)
 
     @property
     def folder(self) -> Path:

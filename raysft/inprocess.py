@@ -24,6 +24,8 @@ def bench_here(config: SweepConfig) -> Bench:
 def train_here(config: SweepConfig, trial: TrialConfig, say: Say) -> TrialResult:
     """Train one objective; the model, metrics and completions lie in the folder that is printed."""
     bench = bench_here(config)
+    for note in bench.notes():
+        say(note)
     if trial.objective.threshold_unit == "quantile":
         trial = resolve_threshold(trial, bench.probe())
     folder = config.folder / config.backbone.name / "in-process" / trial.name()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from raysft.config import ProbeConfig
+from raysft.data.batch import Collate
 from raysft.data.tokenized import TokenizedData
 from raysft.evaluation.forward import batch_logps, spread
 from raysft.ranks import Ranks
@@ -63,14 +63,20 @@ class Capability:
 
 
 def probe(
-    model: PreTrainedModel, data: TokenizedData, config: ProbeConfig, pad_id: int, ranks: Ranks, device: torch.device
+    model: PreTrainedModel,
+    data: TokenizedData,
+    samples: int,
+    budget: int,
+    collate: Collate,
+    ranks: Ranks,
+    device: torch.device,
 ) -> Capability:
-    """The capability of `model`, which lies on `device`, on config.samples samples at an even stride over `data`.
+    """The capability of `model`, which lies on `device`, on `samples` samples at an even stride over `data`.
 
-    Collective; the same on every rank, and bitwise the same in a group of any size.
+    budget: tokens of a batch. Collective; the same on every rank, and bitwise the same in a group of any size.
     """
-    indices = spread(len(data), config.samples)
-    mine = batch_logps(model, data, indices, config.batch_size, pad_id, ranks, device)
+    indices = spread(len(data), samples)
+    mine = batch_logps(model, data, indices, budget, collate, ranks, device)
     gathered = [batch for part in ranks.gather([logp.astype(np.float32) for logp in mine]) for batch in part]
     logp = np.sort(np.concatenate(gathered).astype(np.float64))  # sorted, so that sums do not depend on the ranks
     p = np.exp(logp)

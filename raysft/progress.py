@@ -59,6 +59,13 @@ class Progress:
         if not self.live:
             self._say(f"{self._name()}: capability {mean_probability:.3f} (mean probability of the training targets)")
 
+    def note(self, text: str) -> None:
+        """Something about the study that the user should know."""
+        if self.live:
+            self.head += f"\n{text}"
+        else:
+            self._say(f"{self._name()}: {text}")
+
     def trial_started(self, trial_id: str, trial: TrialConfig) -> None:
         self.lines[trial_id] = Line(trial)
 

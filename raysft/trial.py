@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from transformers import PreTrainedModel
 
-from raysft.backbone import load_model, load_tokenizer
+from raysft.backbone import collate, load_model, load_tokenizer, pack
 from raysft.config import TRIAL_SECTIONS, Job, SweepConfig, TrialConfig, config_hash, total_steps
 from raysft.data.tokenized import split
 from raysft.errors import InputError, TrialFailed
@@ -47,14 +47,16 @@ class Bench:
         self.base = load_model(config.backbone, config.training.precision)
         load_problems(self.base, self.tokenizer, self.heldout, config)  # refuses now what could not be scored later
         self.steps = total_steps(config.training, len(self.train))
-        self.pad_id = int(self.tokenizer.pad_token_id)
+        self.padded_because = pack(self.base) if config.training.packing else None
+        self.collate = collate(self.base, self.tokenizer)
         self._check_vocabulary()
         self._agree("the configuration and data", config_hash(config, self._data_identity()))
 
     def probe(self) -> Capability:
         """The base model's capability on the training data. Collective."""
         model = self.base.to(self.device)  # type: ignore[arg-type]
-        capability = probe(model, self.train, self.config.probe, self.pad_id, self.ranks, self.device)
+        budget = self.config.training.micro_batch_tokens
+        capability = probe(model, self.train, self.config.probe.samples, budget, self.collate, self.ranks, self.device)
         self.base.to("cpu")  # type: ignore[arg-type]
         return capability
 
@@ -62,6 +64,15 @@ class Bench:
         """Fingerprint and counts of the training and held-out data."""
         parts = {"train": self.train, "heldout": self.heldout}
         return {name: {"fingerprint": part.fingerprint, "counts": part.counts} for name, part in parts.items()}
+
+    def notes(self) -> list[str]:
+        """What the user should know before the first trial."""
+        if self.padded_because is None:
+            return []
+        return [
+            f"samples are padded and not packed, which takes longer: {type(self.base).__name__} cannot keep them "
+            f"apart in one row ({self.padded_because})"
+        ]
 
     def run(
         self,
@@ -93,7 +104,7 @@ class Bench:
         engine = self._engine(job.trial)
         try:
             loop = Loop(
-                self.config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.pad_id, self.steps,
+                self.config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.collate, self.steps,
             )  # fmt: skip
             hooks = Hooks(lambda: self._evaluate(engine, job), report, stop)
             outcome = loop.run(hooks)
@@ -172,7 +183,7 @@ class Bench:
         if max(self.tokenizer.get_vocab().values()) < rows:
             return
         parts = (self.train, self.heldout)
-        highest = max(self.pad_id, *(int(part.sample(i)[0].max()) for part in parts for i in range(len(part))))
+        highest = max(self.collate.pad_id, *(int(part.sample(i)[0].max()) for part in parts for i in range(len(part))))
         if highest >= rows:
             token = self.tokenizer.convert_ids_to_tokens(highest)
             raise InputError(

@@ -86,7 +86,7 @@ def make_config(tiny_backbone: Path, additions: Path, tmp_path: Path) -> Callabl
             "training": {
                 "steps": 6,
                 "global_batch_size": 8,
-                "micro_batch_size": 2,
+                "micro_batch_tokens": 40,
                 "learning_rate": 3e-3,
                 "precision": "fp32",
                 "checkpoint_every": 2,

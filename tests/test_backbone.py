@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertLMHeadModel,
+    BloomConfig,
+    BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -24,21 +27,31 @@ from transformers import (
     GraniteConfig,
     GraniteForCausalLM,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
 
-from raysft.backbone import decoder, hidden_states, load_model, load_tokenizer, token_logp
+from raysft import attention
+from raysft.backbone import decoder, hidden_states, load_model, load_tokenizer, pack, shifted, token_logp
 from raysft.config import BackboneConfig
+from raysft.data.batch import Batch, Collate
 from raysft.errors import InputError
 from raysft.quiet import libraries_quiet
 
+CPU = torch.device("cpu")
 SHAPE = {
     "vocab_size": 46,
     "hidden_size": 32,
@@ -54,6 +67,23 @@ GEMMA = {**SHAPE, "head_dim": 8}
 BERT = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
 GPT2 = {"vocab_size": 46, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
 T5 = {"vocab_size": 46, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
+
+
+# A window of 4 is shorter than most samples of the tests.
+PACKED = [
+    (LlamaForCausalLM, LlamaConfig(**SHAPE)),
+    (Qwen2ForCausalLM, Qwen2Config(**SHAPE)),
+    (Qwen3ForCausalLM, Qwen3Config(**GEMMA)),
+    (MistralForCausalLM, MistralConfig(**SHAPE, sliding_window=4)),
+    (GPT2LMHeadModel, GPT2Config(**GPT2, attn_pdrop=0, resid_pdrop=0, embd_pdrop=0)),
+    (PhiForCausalLM, PhiConfig(**SHAPE)),
+    (Gemma2ForCausalLM, Gemma2Config(**GEMMA, sliding_window=4, attn_logit_softcapping=0.5)),
+    (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA, sliding_window=4)),
+]
+
+
+def name_of(value: Any) -> str:
+    return value.__name__ if isinstance(value, type) else ""
 
 
 @pytest.fixture(autouse=True)
@@ -218,7 +248,7 @@ def test_logits_that_are_made_in_an_unknown_way_are_refused(
         (PhiForCausalLM, PhiConfig(**SHAPE)),
         (Qwen3ForCausalLM, Qwen3Config(**GEMMA)),
     ],
-    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+    ids=name_of,
 )
 def test_other_architectures_load_and_give_their_own_log_p(
     tmp_path: Path, model: type[PreTrainedModel], config: Any, precision: str
@@ -240,21 +270,127 @@ def compare_with_naive(model: PreTrainedModel, tolerance: float) -> None:
     """token_logp against a softmax of the model's own logits in float64, one sample at a time and without padding."""
     torch.manual_seed(1)
     tokens = torch.randint(2, 46, (3, 9))
-    mask = torch.zeros_like(tokens)
     labels = torch.full_like(tokens, -100)
+    lengths = (9, 5, 2)
     expected = []
     exact = deepcopy(model).double() if model.dtype == torch.float32 else model
-    for row, (length, start) in enumerate([(9, 4), (5, 1), (2, 1)]):
-        mask[row, :length] = 1
+    for row, (length, start) in enumerate(zip(lengths, (4, 1, 1), strict=True)):
         labels[row, start:length] = tokens[row, start:length]
         with torch.no_grad():
             logits = exact(input_ids=tokens[row : row + 1, :length]).logits[0].double()
         logp = torch.log_softmax(logits, dim=-1)
         expected += [logp[at - 1, tokens[row, at]] for at in range(start, length)]
-    found = token_logp(model, tokens, labels, mask)
+    found = token_logp(model, Batch(tokens, labels, lengths, packed=False))
     assert found.dtype == torch.float32
     assert not found.requires_grad
     torch.testing.assert_close(found.double(), torch.stack(expected), rtol=tolerance, atol=tolerance)
+
+
+# --- packed rows ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("model", "config"), PACKED, ids=name_of)
+def test_packed_samples_have_the_log_p_that_they_have_alone(
+    tmp_path: Path, model: type[PreTrainedModel], config: Any, precision: str
+) -> None:
+    """Log p and the gradient of its sum; windows shorter than a sample among them."""
+    torch.manual_seed(0)
+    loaded = load_model(named(saved(model(config), tmp_path / "model")), precision)
+    lengths = (13, 5, 5, 2, 9)
+    tokens = [torch.randint(2, 46, (n,)) for n in lengths]
+    alone = deepcopy(loaded)
+    assert pack(loaded) is None
+    assert attention.packs(loaded)
+    packed = Collate(0, packed=True)([(t.numpy(), t.numpy()) for t in tokens])
+    found, gradient = logp_and_gradient(loaded, packed)
+    parts = [logp_and_gradient(alone, Batch(t[None], t[None], (len(t),), packed=False)) for t in tokens]
+    expected, expected_gradient = torch.cat([logp for logp, _ in parts]), sum(g for _, g in parts)
+    tolerance = 1e-5 if precision == "fp32" else 0.05
+    scale = float(expected_gradient.abs().max())
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=tolerance, atol=tolerance * scale)
+
+
+def logp_and_gradient(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log p of every label, and the gradient of their sum by the embeddings."""
+    rows, targets = shifted(hidden_states(model, batch), batch.labels)
+    logits = model.get_output_embeddings()(rows)[targets != -100].float()
+    logp = logits.log_softmax(-1).gather(1, targets[targets != -100, None])[:, 0]
+    embedding = model.get_input_embeddings().weight
+    (gradient,) = torch.autograd.grad(logp.sum(), embedding)
+    return logp.detach(), gradient.float()
+
+
+@pytest.mark.parametrize(("model", "config"), PACKED, ids=name_of)
+def test_a_model_that_packs_gives_other_callers_what_it_gave_before(
+    tmp_path: Path, model: type[PreTrainedModel], config: Any
+) -> None:
+    """Padded batches, positions that restart without our packing, and generation with a cache."""
+    torch.manual_seed(0)
+    before = load_model(named(saved(model(config), tmp_path / "model")))
+    loaded = deepcopy(before)
+    assert pack(loaded) is None
+    tokens = torch.randint(2, 46, (2, 9))
+    mask = torch.tensor([[1] * 9, [0] * 4 + [1] * 5])
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4]])
+    with torch.no_grad():
+        for call in (
+            {"input_ids": tokens, "attention_mask": mask},
+            {"input_ids": tokens[:1], "position_ids": positions},
+        ):
+            found, expected = (m(**call).logits for m in (loaded, before))
+            torch.testing.assert_close(found[mask[: len(found)] == 1], expected[mask[: len(found)] == 1])
+        written = [
+            m.generate(tokens, attention_mask=mask, max_new_tokens=6, do_sample=False, use_cache=True)
+            for m in (loaded, before)
+        ]
+    assert torch.equal(*written)
+    loaded.save_pretrained(tmp_path / "again")
+    assert attention.NAME not in (tmp_path / "again" / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "reason"),
+    [
+        (MambaForCausalLM, MambaConfig(vocab_size=46, hidden_size=32, num_hidden_layers=2), "see the sample before"),
+        (BloomForCausalLM, BloomConfig(vocab_size=46, hidden_size=32, n_layer=2, n_head=4), "attention be chosen"),
+    ],
+)
+def test_a_model_that_cannot_keep_samples_apart_pads(
+    tmp_path: Path, model: type[PreTrainedModel], config: Any, reason: str
+) -> None:
+    torch.manual_seed(0)
+    loaded = load_model(named(saved(model(config), tmp_path / "model")))
+    assert reason in str(pack(loaded))
+    assert not attention.packs(loaded)
+    compare_with_naive(loaded, tolerance=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("leak", "reason"),
+    [
+        (lambda batch: {"position_ids": attention.Packing(batch.lengths, CPU).positions}, "see the sample before"),
+        (lambda batch: {"packing": attention.Packing(batch.lengths, CPU)}, "not those of the samples alone"),
+    ],
+    ids=["attention", "positions"],
+)
+def test_a_leak_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leak: Callable[[Batch], dict[str, Any]], reason: str
+) -> None:
+    """As an architecture would leak that does not hand on the packing, or (learned) positions."""
+    torch.manual_seed(0)
+    loaded = load_model(named(saved(GPT2LMHeadModel(GPT2Config(**GPT2)), tmp_path / "model")))
+    whole = attention.within_samples
+
+    @contextmanager
+    def leaking(batch: Batch) -> Iterator[dict[str, Any]]:
+        with whole(batch) as asked:
+            yield leak(batch) if batch.packed else asked
+
+    monkeypatch.setattr(attention, "within_samples", leaking)
+    assert reason in str(pack(loaded))
+    assert not attention.packs(loaded)
 
 
 def test_log_p_is_that_of_the_logits(tiny_backbone: Path) -> None:
@@ -262,4 +398,4 @@ def test_log_p_is_that_of_the_logits(tiny_backbone: Path) -> None:
     compare_with_naive(model, 1e-5)
     assert decoder(model) is model.model
     tokens = torch.randint(0, 46, (2, 5))
-    assert hidden_states(model, tokens, torch.ones_like(tokens)).shape == (2, 5, 32)
+    assert hidden_states(model, Batch(tokens, tokens, (5, 5), packed=False)).shape == (2, 5, 32)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysft.config import ProbeConfig, SweepConfig
+from raysft.config import SweepConfig
 from raysft.inprocess import bench_here
 from raysft.objectives import IGNORE_INDEX
 from raysft.probe import LEVELS, Capability, probe
@@ -18,11 +18,10 @@ def capability_of(probabilities: list[float]) -> Capability:
     return Capability(0, 0, 0, 1, 1, np.quantile(probabilities, LEVELS).tolist(), [])
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-def test_capability_is_the_oracles(make_config: Callable[..., SweepConfig], batch_size: int) -> None:
+@pytest.mark.parametrize("budget", [1, 60])
+def test_capability_is_the_oracles(make_config: Callable[..., SweepConfig], budget: int) -> None:
     bench = bench_here(make_config().for_backbone("tiny"))
-    config = ProbeConfig(samples=10, batch_size=batch_size)
-    found = probe(bench.base, bench.train, config, bench.pad_id, bench.ranks, torch.device("cpu"))
+    found = probe(bench.base, bench.train, 10, budget, bench.collate, bench.ranks, torch.device("cpu"))
     p: list[float] = []
     model = bench.base.double()
     for i in [i * len(bench.train) // 10 for i in range(10)]:

@@ -37,6 +37,7 @@ def test_lines_of_a_study(make_config: Make) -> None:
     progress, file = shown(terminal=False)
     progress.study(make_config(), total=3, slots=1)
     progress.capability(0.12345)
+    progress.note("samples are padded")
     run(progress, "a", 0, 0.5, seconds=100)
     progress.trial_started("b", trial(0, threshold=0.2))
     progress.trial_moved("b", {"step": 2, "train/loss": 1.5, METRIC: 0.25})
@@ -50,6 +51,7 @@ def test_lines_of_a_study(make_config: Make) -> None:
     assert [line[9:] for line in lines] == [
         "tiny: 3 trials, 1 at once; workers start, the base model is probed",
         "tiny: capability 0.123 (mean probability of the training targets)",
+        "tiny: samples are padded",
         "tiny 1/3 nll: finished eval/accuracy 0.5000, 100 s, 3 min left",
         "tiny 2/3 nll, p >= 0.2: killed ([early] stop) eval/accuracy 0.2500, 0 s, 50 s left",
         "tiny 3/3 -p^10: failed (the loss is nan), 0 s",
@@ -95,6 +97,7 @@ def test_table_on_a_terminal(make_config: Make) -> None:
     progress, file = shown(terminal=True)
     progress.study(make_config(), total=4, slots=1)
     progress.capability(0.5)
+    progress.note("samples are padded")
     run(progress, "a", 0, 0.25, seconds=100)
     run(progress, "b", 1, 0.75, seconds=100)
     progress.trial_started("c", trial(0.5))
@@ -106,6 +109,7 @@ def test_table_on_a_terminal(make_config: Make) -> None:
     progress.ended(interrupted=False)
     screen = file.getvalue()
     last = screen[screen.rindex("tiny: 4 trials, 1 at once, capability 0.500") :]
+    assert "samples are padded" in last
     assert re.search(r"objective +step +train/loss +eval/accuracy +time +status", last)
     assert re.search(r"nll +0 +0\.2500 +100 s +finished", last)
     assert re.search(r"-p +0 +0\.7500 +100 s +finished", last)

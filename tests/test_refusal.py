@@ -54,7 +54,7 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("training.stesp", 3, "'stesp' is not a key here.", "Did you mean 'steps'?"),
     ("training.asha", {}, "'asha' is not a key here.", "It is a key of search."),
     ("training.exponent", 1, "'exponent' is not a key here.", "It is a key of space."),
-    ("zero.batch_size", 4, "'batch_size' is not a key here.", "It is a key of evaluation and of probe."),
+    ("zero.seed", 4, "'seed' is not a key here.", "It is a key of data and of search."),
     ("zero.zzz", 3, "'zzz' is not a key here.", "Valid: offload, stage."),
     ("backbones.0.pth", "x", "'pth' is not a key here.", "Did you mean 'path'?"),
     ("baselines.0.exponnt", 1, "'exponnt' is not a key here.", "Did you mean 'exponent'?"),
@@ -181,7 +181,7 @@ ELSEWHERE: list[tuple[str, Any, str, str, str]] = [
         "Add it: steps that every trial gets",
     ),
     (
-        "training.micro_batch_size",
+        "workers.count",
         3,
         "training.global_batch_size",
         "training.global_batch_size (256) must be a multiple",

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import MambaConfig, MambaForCausalLM
 
 from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
 from raysft.errors import InputError, TrialFailed
@@ -259,3 +260,27 @@ if __name__ == "__main__":
     torch.distributed.init_process_group("gloo", f"file://{place}/rendezvous", rank=mine, world_size=2)
     print(json.dumps(as_rank(place, mine)))
     torch.distributed.destroy_process_group()
+
+
+# --- an architecture that cannot pack -------------------------------------------------------------------------------
+
+
+def test_a_backbone_that_cannot_pack_is_padded_and_says_so(
+    make_config: Make, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    """A state-space model has no attention to keep within samples: each of its rows holds one sample."""
+    libraries_quiet()
+    folder = Path(shutil.copytree(tiny_backbone, tmp_path / "mamba"))
+    torch.manual_seed(0)
+    shape = MambaConfig(vocab_size=44, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    (folder / "model.safetensors").unlink()
+    MambaForCausalLM(shape).save_pretrained(folder)
+    scores_only = {"evaluation": {"generation": None}, "search": {"metric": "eval/nll"}}
+    bench = bench_here(make_config(backbones=[{"name": "mamba", "path": str(folder)}], **scores_only))
+    assert not bench.collate.packed
+    (note,) = bench.notes()
+    assert "samples are padded and not packed" in note
+    assert "MambaForCausalLM" in note
+    result = bench.run(job(tmp_path / "t", trial_of(Power())))
+    assert result.status == "finished"
+    assert bench_here(make_config()).notes() == []

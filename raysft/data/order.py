@@ -28,15 +28,6 @@ class SampleOrder:
             start += len(parts[-1])
         return np.concatenate(parts)
 
-    def micro_batches(self, step: int, rank: int, world: int, micro_batch_size: int) -> list[np.ndarray]:
-        """This rank's share of `at(step)`, cut into arrays int64 [micro_batch_size].
-
-        Raises ValueError where the shares would differ: ranks must run equally many micro-batches.
-        """
-        if self.global_batch_size % (world * micro_batch_size):
-            raise ValueError(f"{self.global_batch_size} is not a multiple of {world} x {micro_batch_size}")
-        return list(self.at(step)[rank::world].reshape(-1, micro_batch_size))
-
 
 @lru_cache(maxsize=2)  # a batch may span two epochs
 def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from raysft.backbone import collate
 from raysft.config import SweepConfig
 from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
@@ -70,7 +71,9 @@ def evaluate(
     model = plain(model)
     pad_id = int(tokenizer.pad_token_id)
     problems = load_problems(model, tokenizer, heldout, config)
-    metrics = heldout_scores(model, heldout, config.evaluation.batch_size, pad_id, ranks, device)
+    metrics = heldout_scores(
+        model, heldout, config.training.micro_batch_tokens, collate(model, tokenizer), ranks, device
+    )
     if not math.isfinite(metrics["eval/nll"]):
         raise TrialFailed(f"the held-out NLL is {metrics['eval/nll']}: the weights are no longer numbers.")
     generation = config.evaluation.generation

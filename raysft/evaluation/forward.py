@@ -7,7 +7,8 @@ import torch
 from transformers import PreTrainedModel
 
 from raysft.backbone import evaluating, token_logp
-from raysft.data.batch import collate
+from raysft.data.batch import Collate
+from raysft.data.packing import deal
 from raysft.data.tokenized import TokenizedData
 from raysft.ranks import Ranks
 
@@ -22,22 +23,21 @@ def batch_logps(
     model: PreTrainedModel,
     data: TokenizedData,
     indices: Iterable[int],
-    batch_size: int,
-    pad_id: int,
+    budget: int,
+    collate: Collate,
     ranks: Ranks,
     device: torch.device,
 ) -> list[np.ndarray]:
     """log p of the supervised tokens of this rank's batches, float64 [tokens] each.
 
-    Batches are cut from the samples in order of length, the longest first, and dealt whole to the ranks: a sample is
-    padded to the same length, and so gets bitwise the same numbers, however many ranks there are.
+    budget: tokens of a batch. Batches are dealt whole to the ranks: a sample has the same neighbours, and so gets
+    bitwise the same numbers, however many ranks there are.
     """
-    by_length = sorted(indices, key=lambda i: (-data.lengths[i], i))
-    batches = [by_length[start : start + batch_size] for start in range(0, len(by_length), batch_size)]
+    indices = np.asarray(list(indices))
+    ((batches),) = deal(data.lengths[indices], budget, padded=not collate.packed)
     found = []
     with evaluating(model):
         for batch in ranks.share(batches):
-            padded = collate([data.sample(i) for i in batch], pad_id).to(device)
-            logp = token_logp(model, padded.input_ids, padded.labels, padded.attention_mask)
-            found.append(logp.double().cpu().numpy())
+            samples = collate([data.sample(int(i)) for i in indices[batch]])
+            found.append(token_logp(model, samples.to(device)).double().cpu().numpy())
     return found

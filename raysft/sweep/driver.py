@@ -259,6 +259,8 @@ class _Study:
         sources = {"train": self.config.data.train, "heldout": self.config.data.heldout or self.config.data.train}
         for name, facts in measured["data"].items():
             tracked.log_data(name, sources[name], facts["fingerprint"], facts["counts"])
+        for note in measured["notes"]:
+            self.progress.note(note)
         return Capability(**measured["capability"])
 
     def _search(self, board: Any, capability: Capability, tracked: TrackedStudy) -> None:

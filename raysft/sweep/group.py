@@ -82,7 +82,7 @@ def group_loop(settings: dict[str, Any]) -> None:
             seat.ask("refuse", str(error))
         return
     if ranks.broadcast(seat and seat.ask("needs_probe", slot)):
-        measured = {"capability": bench.probe().to_dict(), "data": bench.data_facts()}
+        measured = {"capability": bench.probe().to_dict(), "data": bench.data_facts(), "notes": bench.notes()}
         if seat:
             seat.ask("set_measurement", json.dumps(measured))
     while True:

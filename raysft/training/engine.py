@@ -66,8 +66,7 @@ class PlainEngine:
         self.optimizer = adamw(self.master, training)
 
     def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
-        batch = batch.to(self.device)
-        return self.model(batch.input_ids, batch.labels, batch.attention_mask, objective)
+        return self.model(batch.to(self.device), objective)
 
     def backward(self, loss: torch.Tensor, boundary: bool) -> None:
         loss.backward()

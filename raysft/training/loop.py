@@ -17,8 +17,9 @@ from typing import Any, Literal, cast
 import torch
 
 from raysft.config import SweepConfig, TrainingConfig, TrialConfig
-from raysft.data.batch import Batch, collate
+from raysft.data.batch import Batch, Collate
 from raysft.data.order import SampleOrder
+from raysft.data.packing import deal
 from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
 from raysft.objectives import IGNORE_INDEX, Power
@@ -76,11 +77,11 @@ class Loop:
         ranks: Ranks,
         folder: Path,
         identity: dict[str, Any],
-        pad_id: int,
+        collate: Collate,
         steps: int,
     ) -> None:
         self.config, self.engine, self.data, self.ranks = config, engine, data, ranks
-        self.folder, self.identity, self.pad_id, self.steps = folder, identity, pad_id, steps
+        self.folder, self.identity, self.collate, self.steps = folder, identity, collate, steps
         self.objective, self.peak, self.seed = trial.objective, trial.learning_rate, trial.seed
         self.order = SampleOrder(len(data), config.training.global_batch_size, trial.seed)
         self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
@@ -155,8 +156,14 @@ class Loop:
         return metrics, {0: None, 1: "drop", 2: "save"}[int(stop)]
 
     def _batches(self, step: int) -> list[Batch]:
-        micro = self.order.micro_batches(step, self.ranks.rank, self.ranks.world, self.config.training.micro_batch_size)
-        return [collate([self.data.sample(int(i)) for i in indices], self.pad_id) for indices in micro]
+        """This rank's micro-batches of a step."""
+        samples = self.order.at(step)
+        budget = self.config.training.micro_batch_tokens
+        dealt = deal(self.data.lengths[samples], budget, self.ranks.world, padded=not self.collate.packed)
+        return [
+            self.collate([self.data.sample(int(i)) for i in samples[micro_batch]])
+            for micro_batch in dealt[self.ranks.rank]
+        ]
 
     def _objective(self, step: int, batches: list[Batch]) -> AnyObjective:
         """The objective of this step, which may depend on the training's progress or on the step's own samples."""
@@ -168,9 +175,10 @@ class Loop:
         """Mean -log p of each sample of the step on all ranks, under the current model: [samples]. Collective."""
         mine = []
         for batch in batches:
-            supervised = batch.labels[:, 1:] != IGNORE_INDEX
-            logp = self.engine.forward(batch, Power())[3].cpu().view(supervised.shape)
-            mine += (-logp.sum(1) / supervised.sum(1)).tolist()
+            logp = self.engine.forward(batch, Power())[3].double().cpu()  # 0 where nothing is supervised
+            sample = batch.sample_ids()[:, 1:].flatten()
+            supervised = (batch.labels[:, 1:] != IGNORE_INDEX).flatten().double()
+            mine += (-sample.bincount(logp) / sample.bincount(supervised)).tolist()
         return torch.tensor([nll for part in self.ranks.gather(mine) for nll in part])
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from raysft.backbone import evaluating, hidden_states, output_transform, shifted
 from raysft.config import TrainingConfig
+from raysft.data.batch import Batch
 from raysft.objectives import linear_objective
 from raysft.objectives.head import AnyObjective, HeadOutput, Reference
 
@@ -65,27 +66,23 @@ class SFTModel(nn.Module):
         self.head = ObjectiveHead(plain(model))
         self._base = (base,)  # in a tuple, so that it is no part of what is trained, sharded and saved
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor, objective: AnyObjective
-    ) -> HeadOutput:
-        """All [B, T]; labels -100 are skipped. Returns linear_objective's four over the B(T-1) predictions."""
-        hidden = hidden_states(plain(self.causal_lm), input_ids, attention_mask)
-        base = self._base_side(input_ids, labels, attention_mask) if objective.needs_reference else ()
-        return self.head(*shifted(hidden, labels), objective, *base)
+    def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
+        """linear_objective's four over the B(T-1) predictions of a batch of [B, T] tokens."""
+        hidden = hidden_states(plain(self.causal_lm), batch)
+        base = self._base_side(batch) if objective.needs_reference else ()
+        return self.head(*shifted(hidden, batch.labels), objective, *base)
 
     @torch.no_grad()
-    def _base_side(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor
-    ) -> tuple[torch.Tensor, nn.Linear | None]:
+    def _base_side(self, batch: Batch) -> tuple[torch.Tensor, nn.Linear | None]:
         """The base model's rows, and its output layer where it has one of its own."""
         (base,) = self._base
         if base is not None:
-            hidden = hidden_states(base, input_ids, attention_mask)
-            return shifted(hidden, labels)[0], cast(nn.Linear, base.get_output_embeddings())
+            hidden = hidden_states(base, batch)
+            return shifted(hidden, batch.labels)[0], cast(nn.Linear, base.get_output_embeddings())
         assert isinstance(self.causal_lm, PeftModel)  # without LoRA there is a base
         with evaluating(self.causal_lm), self.causal_lm.disable_adapter():
-            hidden = hidden_states(plain(self.causal_lm), input_ids, attention_mask)
-        return shifted(hidden, labels)[0], None
+            hidden = hidden_states(plain(self.causal_lm), batch)
+        return shifted(hidden, batch.labels)[0], None
 
 
 def plain(model: Model) -> PreTrainedModel:

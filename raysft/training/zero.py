@@ -28,9 +28,10 @@ def deepspeed_config(config: SweepConfig) -> dict[str, Any]:
     if zero.offload == "all":
         optimization["offload_param"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
+        # The loop says which micro-batch is a step's last; how many there are differs from step to step.
         "train_batch_size": training.global_batch_size,
-        "train_micro_batch_size_per_gpu": training.micro_batch_size,
-        "gradient_accumulation_steps": config.accumulation,
+        "train_micro_batch_size_per_gpu": training.global_batch_size // config.workers.count,
+        "gradient_accumulation_steps": 1,
         "gradient_clipping": training.max_grad_norm,
         "zero_optimization": optimization,
         "bf16": {"enabled": training.precision == "bf16"},
@@ -59,8 +60,7 @@ class ZeroEngine:
         )
 
     def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
-        batch = batch.to(self.engine.device)
-        return self.engine(batch.input_ids, batch.labels, batch.attention_mask, objective)
+        return self.engine(batch.to(self.engine.device), objective)
 
     def backward(self, loss: torch.Tensor, boundary: bool) -> None:
         # DeepSpeed averages over ranks; the loss is already divided by the global count, so undo that.

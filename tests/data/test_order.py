@@ -29,20 +29,6 @@ def test_a_step_does_not_depend_on_the_steps_before_it(n: int, batch: int, seed:
     assert np.array_equal(order.at(step), SampleOrder(n, batch, seed).at(step))
 
 
-@given(
-    n=sizes, seed=seeds, step=st.integers(0, 1000), world=st.integers(1, 4), micro=st.integers(1, 4),
-    passes=st.integers(1, 4),
-)  # fmt: skip
-def test_the_ranks_together_have_exactly_the_step(
-    n: int, seed: int, step: int, world: int, micro: int, passes: int
-) -> None:
-    order = SampleOrder(n, world * micro * passes, seed)
-    shares = [order.micro_batches(step, rank, world, micro) for rank in range(world)]
-    assert all(len(share) == passes and all(len(m) == micro for m in share) for share in shares)
-    together = np.concatenate([np.concatenate(share) for share in shares])
-    assert sorted(together) == sorted(order.at(step))
-
-
 def test_epochs_and_seeds_are_shuffled_differently() -> None:
     order = SampleOrder(1000, 1000, 3)
     assert not np.array_equal(order.at(0), order.at(1))
@@ -51,11 +37,6 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 
 def test_the_order_of_a_seed_stays_the_same_between_versions() -> None:
     assert SampleOrder(8, 8, 0).at(0).tolist() == [2, 4, 3, 6, 5, 0, 1, 7]
-
-
-def test_shares_of_different_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="not a multiple"):
-        SampleOrder(10, 6, 0).micro_batches(0, 0, 2, 2)
 
 
 def test_no_samples_are_refused() -> None:

@@ -21,7 +21,7 @@ def completions(bench: Bench, prompts: list[str], seed: int = 0, numbers: Any = 
     settings = GenerationConfig(max_new_tokens=12, **changes)
     tokens = [bench.tokenizer(prompt)["input_ids"] for prompt in prompts]
     ends = [bench.tokenizer.eos_token_id]
-    return generate(bench.base, tokens, settings, ends, bench.pad_id, seed, CPU, numbers)
+    return generate(bench.base, tokens, settings, ends, bench.collate.pad_id, seed, CPU, numbers)
 
 
 def test_greedy_is_the_librarys(bench: Bench) -> None:

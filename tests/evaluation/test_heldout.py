@@ -14,10 +14,10 @@ from raysft.trial import Bench
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_scores_are_the_oracles(bench: Bench, logps: Callable[..., np.ndarray], batch_size: int) -> None:
+@pytest.mark.parametrize("budget", [1, 60, 4096])
+def test_scores_are_the_oracles(bench: Bench, logps: Callable[..., np.ndarray], budget: int) -> None:
     expected = logps(bench.heldout)
-    scores = heldout_scores(bench.base, bench.heldout, batch_size, bench.pad_id, bench.ranks, CPU)
+    scores = heldout_scores(bench.base, bench.heldout, budget, bench.collate, bench.ranks, CPU)
     assert scores["eval/nll"] == pytest.approx(-expected.mean(), rel=1e-6)
     assert scores["eval/mean_probability"] == pytest.approx(np.exp(expected).mean(), rel=1e-6)
     assert expected.size == bench.heldout.counts["supervised_tokens"]
@@ -25,7 +25,7 @@ def test_scores_are_the_oracles(bench: Bench, logps: Callable[..., np.ndarray], 
 
 def test_ranks_deal_whole_batches_with_the_same_numbers(bench: Bench, one_of: Any) -> None:
     def batches(ranks: Any) -> list[bytes]:
-        found = batch_logps(bench.base, bench.heldout, range(len(bench.heldout)), 3, bench.pad_id, ranks, CPU)
+        found = batch_logps(bench.base, bench.heldout, range(len(bench.heldout)), 60, bench.collate, ranks, CPU)
         return [batch.tobytes() for batch in found]
 
     alone = batches(bench.ranks)

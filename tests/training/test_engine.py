@@ -23,7 +23,7 @@ RATES = (1e-3, 5e-4, 2e-3)
 def batch(seed: int) -> Batch:
     """Two samples of 12 tokens, all supervised."""
     tokens = torch.randint(0, 44, (2, 12), generator=torch.Generator().manual_seed(seed))
-    return Batch(input_ids=tokens, labels=tokens.clone(), attention_mask=torch.ones_like(tokens))
+    return Batch(tokens, tokens.clone(), (12, 12), packed=False)
 
 
 def engine_of(config: SweepConfig, **changes: object) -> PlainEngine:
@@ -57,7 +57,7 @@ def test_steps_are_adamw_on_the_clipped_sum_of_gradients(make_config: Make, clip
     for step, rate in enumerate(RATES):
         for part in (0, 1):
             tokens = batch(2 * step + part)
-            logits = oracle(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).logits[:, :-1]
+            logits = oracle(input_ids=tokens.input_ids).logits[:, :-1]
             loss = torch.nn.functional.cross_entropy(
                 logits.reshape(-1, logits.shape[-1]), tokens.labels[:, 1:].reshape(-1), reduction="sum"
             )

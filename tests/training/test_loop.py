@@ -87,7 +87,7 @@ def oracle_gradients(bench: Bench, objective: Any, indices: list[int], normalize
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.label())
 @pytest.mark.parametrize("normalize", ["supervised", "kept"])
-@pytest.mark.parametrize("path", ["plain", "checkpointing", "lora", "one-micro-batch"])
+@pytest.mark.parametrize("path", ["packed", "padded", "checkpointing", "lora", "one-micro-batch"])
 def test_first_gradient_is_that_of_the_objective(
     make_config: Make, objective: Power, normalize: str, path: str
 ) -> None:
@@ -98,7 +98,9 @@ def test_first_gradient_is_that_of_the_objective(
     if path == "lora":
         changes["lora"] = LoraConfig(rank=2).model_dump()
     if path == "one-micro-batch":
-        changes["micro_batch_size"] = 8
+        changes["micro_batch_tokens"] = 4096
+    if path == "padded":
+        changes["packing"] = False
     config = make_config()
     config = make_config(training=config.training.model_dump() | changes)
     bench = bench_here(config)
@@ -114,7 +116,7 @@ def test_first_gradient_is_that_of_the_objective(
         return 0.0
 
     engine.step = take  # type: ignore[method-assign]
-    loop = Loop(config, trial_of(objective), engine, bench.train, Ranks(), config.folder, {}, bench.pad_id, STEPS)
+    loop = Loop(config, trial_of(objective), engine, bench.train, Ranks(), config.folder, {}, bench.collate, STEPS)
     engine.train(True)
     loop._step(STEP, Hooks(evaluate=dict))
     torch.manual_seed(0)
@@ -151,12 +153,23 @@ def test_bench_reused_is_bitwise_a_fresh_one(make_config: Make, tmp_path: Path) 
 
 def test_accumulation_changes_nothing_but_round_off(make_config: Make, tmp_path: Path) -> None:
     config = make_config()
-    for micro in (1, 4, 8):
-        changed = make_config(training=config.training.model_dump() | {"micro_batch_size": micro})
-        run(bench_here(changed), tmp_path / str(micro), Power(exponent=0.5, threshold=0.02))
-    one, four, eight = (losses(tmp_path / str(m)) for m in (1, 4, 8))
-    assert one == pytest.approx(eight, rel=1e-4)
-    assert four == pytest.approx(eight, rel=1e-4)
+    budgets = (1, 60, 4096)
+    for tokens in budgets:
+        changed = make_config(training=config.training.model_dump() | {"micro_batch_tokens": tokens})
+        run(bench_here(changed), tmp_path / str(tokens), Power(exponent=0.5, threshold=0.02))
+    single, some, whole = (losses(tmp_path / str(tokens)) for tokens in budgets)
+    assert single == pytest.approx(whole, rel=1e-4)
+    assert some == pytest.approx(whole, rel=1e-4)
+
+
+def test_packing_changes_nothing_but_round_off(make_config: Make, tmp_path: Path) -> None:
+    """Every step has the same samples, packed or padded."""
+    for packing in (True, False):
+        config = make_config(training=make_config().training.model_dump() | {"packing": packing})
+        bench = bench_here(config)
+        assert bench.collate.packed == packing
+        run(bench, tmp_path / str(packing), Power(exponent=0.5, threshold=0.02))
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), rel=1e-4)
 
 
 def test_training_learns(make_config: Make, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from raysft.backbone import load_model
 from raysft.config import BackboneConfig, LoraConfig, SweepConfig, TrainingConfig
+from raysft.data.batch import Batch
 from raysft.objectives import Power, naive_objective
 from raysft.objectives.anchored import ASFT
 from raysft.objectives.head import Reference
@@ -28,13 +29,13 @@ def training(**changes: object) -> TrainingConfig:
     return TrainingConfig.model_validate({"precision": "fp32", **changes})
 
 
-def tokens() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """input_ids, labels and attention_mask [2, 10]; the second sample is padded, prompts are not supervised."""
+def batch() -> tuple[Batch, torch.Tensor]:
+    """Two samples of 10 and 7 tokens, the second padded, prompts not supervised; and their attention mask [2, 10]."""
     input_ids = torch.randint(1, 44, (2, 10), generator=torch.Generator().manual_seed(0))
     mask, labels = torch.ones_like(input_ids), input_ids.clone()
     labels[:, :3] = -100
     mask[1, 7:], labels[1, 7:], input_ids[1, 7:] = 0, -100, 0
-    return input_ids, labels, mask
+    return Batch(input_ids, labels, (10, 7), packed=False), mask
 
 
 def shake(model: torch.nn.Module) -> None:
@@ -49,18 +50,18 @@ def gradients(base: PreTrainedModel, config: TrainingConfig) -> dict[str, torch.
     torch.manual_seed(0)
     model = SFTModel(trainable_model(base, config)).train()
     shake(model)
-    model(*tokens(), Power(exponent=0.5))[0].backward()
+    model(batch()[0], Power(exponent=0.5))[0].backward()
     return {name: p.grad for name, p in model.causal_lm.named_parameters() if p.grad is not None}
 
 
 def test_forward_is_the_objective_of_the_models_own_logits(base: PreTrainedModel) -> None:
     objective = Power(exponent=0.5, threshold=0.02)
     model = SFTModel(trainable_model(base, training()))
-    input_ids, labels, mask = tokens()
-    loss, supervised, kept, logp = model(input_ids, labels, mask, objective)
-    logits = base.double()(input_ids=input_ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)
+    samples, mask = batch()
+    loss, supervised, kept, logp = model(samples, objective)
+    logits = base.double()(input_ids=samples.input_ids, attention_mask=mask).logits[:, :-1].flatten(0, 1)
     identity = torch.eye(logits.shape[1], dtype=logits.dtype)
-    expected = naive_objective(logits, identity, labels[:, 1:].flatten(), objective)
+    expected = naive_objective(logits, identity, samples.labels[:, 1:].flatten(), objective)
     assert (int(supervised), int(kept)) == (int(expected[1]), int(expected[2])) == (11, int(kept))
     assert 0 < int(kept) < 11
     assert float(loss) == pytest.approx(float(expected[0]), rel=1e-5)
@@ -87,7 +88,7 @@ def test_head_trains_the_output_layers_own_weight(base: PreTrainedModel, tie: bo
     assert model.head.weight is plain(model.causal_lm).get_output_embeddings().weight
     assert (model.head.weight is plain(model.causal_lm).get_input_embeddings().weight) == tie
     assert len(list(model.parameters())) == len(list(base.parameters()))
-    model(*tokens(), Power())[0].backward()
+    model(batch()[0], Power())[0].backward()
     assert all(p.grad is not None for p in model.parameters())
 
 
@@ -115,7 +116,8 @@ def test_lora_settings_are_taken(base: PreTrainedModel) -> None:
 
 def test_merged_model_has_the_adapters_logits(base: PreTrainedModel) -> None:
     model = trainable_model(base, training(lora=LoraConfig(rank=2).model_dump())).eval()
-    input_ids, _, mask = tokens()
+    samples, mask = batch()
+    input_ids = samples.input_ids
     with torch.no_grad():
         untouched = model(input_ids=input_ids, attention_mask=mask).logits
         torch.testing.assert_close(untouched, base(input_ids=input_ids, attention_mask=mask).logits)
@@ -157,9 +159,10 @@ def test_reference_is_the_base_model_whatever_was_trained(
         with torch.no_grad():
             model.causal_lm.model.layers[0].mlp.up_proj.weight.mul_(1.5)
     shake(model)
-    input_ids, labels, mask = tokens()
+    samples, mask = batch()
+    input_ids, labels = samples.input_ids, samples.labels
     torch.manual_seed(2)
-    loss = model(input_ids, labels, mask, objective)[0]
+    loss = model(samples, objective)[0]
     loss.backward()
     torch.manual_seed(2)
     with torch.no_grad():

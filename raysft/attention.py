@@ -1,0 +1,160 @@
+"""Attention within the samples of a packed row, for every architecture that transformers lets choose its attention.
+
+A packed row holds samples one behind the other. On a GPU in half precision torch's variable-length flash attention
+takes it as it is; elsewhere each sample is a product of its own. So the cost grows with the samples' lengths squared
+and not with the row's, and no T x T mask is made.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.attention.varlen import varlen_attn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from raysft.data.batch import Batch
+
+NAME = "raysft_packed"
+LEAST = torch.finfo(torch.float32).min
+HALF = (torch.float16, torch.bfloat16)
+_packed: ContextVar[bool] = ContextVar("packed", default=False)
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the samples of a row lie. lengths: tokens of each, in order."""
+
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """Each token's position in its sample: LongTensor [1, T]."""
+        return torch.cat([torch.arange(n) for n in self.lengths])[None].to(self.device)
+
+    @cached_property
+    def borders(self) -> torch.Tensor:
+        """Where samples begin, and the end: int32 [samples + 1]."""
+        return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=self.device)
+
+
+@contextmanager
+def within_samples(batch: Batch) -> Iterator[dict[str, Any]]:
+    """What a decoder is called with in this context, beside the tokens, so that no sample sees another or padding."""
+    device = batch.input_ids.device
+    if batch.packed:
+        packing = Packing(batch.lengths, device)
+        asked: dict[str, Any] = {"position_ids": packing.positions, "packing": packing}
+    else:
+        at = torch.arange(batch.input_ids.shape[1], device=device)
+        asked = {"attention_mask": (at < torch.tensor(batch.lengths, device=device)[:, None]).long()}
+    token = _packed.set(batch.packed)
+    try:
+        yield asked
+    finally:
+        _packed.reset(token)
+
+
+def packs(model: PreTrainedModel) -> bool:
+    """Whether the model keeps attention within the samples of a packed row."""
+    return bool(model.config._attn_implementation == NAME)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Of an attention layer. window: a token sees so many, itself among them; softcap: as in Gemma 2."""
+
+    scale: float | None
+    dropout: float
+    window: int | None
+    softcap: float | None
+
+    def flash_can(self, query: torch.Tensor) -> bool:
+        return query.is_cuda and query.dtype in HALF and self.dropout == 0 and self.softcap is None
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    packing: Packing | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention function: query [B, heads, T, D], key and value [B, key heads, S, D] -> [B, T, heads, D].
+
+    Without a packing (generation, padded rows) it is transformers' sdpa attention, which knows no soft cap.
+    """
+    layer = Layer(
+        options.get("scaling"), options.get("dropout", 0.0), options.get("sliding_window"), options.get("softcap")
+    )
+    if packing is not None and layer.flash_can(query):
+        return _flash(query, key, value, packing, layer), None
+    if packing is not None:
+        samples = zip(*(x.split(packing.lengths, dim=2) for x in (query, key, value)), strict=True)
+        out = torch.cat([_product(q, k, v, layer, None) for q, k, v in samples], dim=2)
+    elif layer.softcap is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    else:
+        out = _product(query, key, value, layer, attention_mask)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, layer: Layer) -> torch.Tensor:
+    """torch's variable-length flash attention: [1, heads, T, D] each -> [1, T, heads, D]."""
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    longest = max(packing.lengths)
+    before = -1 if layer.window is None else layer.window - 1
+    out = varlen_attn(
+        q, k, v, packing.borders, packing.borders, longest, longest,
+        scale=layer.scale, window_size=(before, 0), enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+    return cast(torch.Tensor, out)[None]
+
+
+def _product(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: Layer, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """[B, heads, T, D], [B, key heads, S, D] twice -> [B, heads, T, D]; mask: which S each T sees, None: causal."""
+    length = query.shape[2]
+    if mask is None and (layer.softcap is not None or (layer.window or length) < length):
+        mask = _band(length, layer.window or length, query.device)
+    if layer.softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, mask, layer.dropout, is_causal=mask is None, scale=layer.scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )  # fmt: skip
+    assert mask is not None
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * (layer.scale or query.shape[-1] ** -0.5)
+    scores = torch.tanh(scores / layer.softcap) * layer.softcap
+    # The least number and not -inf: a padding token that sees nothing would get NaN, and hand it on.
+    weights = scores.float().masked_fill(~mask, LEAST).softmax(-1).to(value.dtype)
+    return torch.dropout(weights, layer.dropout, train=layer.dropout > 0) @ value
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Causal, and no further back than the window: bool [length, length]."""
+    at = torch.arange(length, device=device)
+    distance = at[:, None] - at[None]
+    return (distance >= 0) & (distance < window)
+
+
+def _mask(**asked: Any) -> torch.Tensor | None:
+    """transformers' mask function."""
+    return None if _packed.get() else sdpa_mask(**asked)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, _mask)
