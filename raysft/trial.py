@@ -21,7 +21,9 @@ from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import evaluate, load_problems, write_records
 from raysft.probe import Capability, probe
 from raysft.ranks import Ranks
+from raysft.training.clock import Clock
 from raysft.training.engine import Engine, PlainEngine
+from raysft.training.flops import Flops
 from raysft.training.loop import Hooks, Loop, Metrics, Stop
 from raysft.training.model import Model, SFTModel, merged, trainable_model
 
@@ -101,10 +103,15 @@ class Bench:
                 record.write_text(job.trial.model_dump_json(indent=1))
         self.ranks.barrier()
         torch.manual_seed(job.trial.seed)  # LoRA's initial weights
-        engine = self._engine(job.trial)
+        clock = Clock(on_gpu=self.device.type == "cuda")
+        with clock("start"):
+            model = self._fresh_model()
+            flops = Flops(model)
+            engine = self._engine(SFTModel(model, self._frozen_base(job.trial), clock))
         try:
             loop = Loop(
                 self.config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.collate, self.steps,
+                clock, flops,
             )  # fmt: skip
             hooks = Hooks(lambda: self._evaluate(engine, job), report, stop)
             outcome = loop.run(hooks)
@@ -117,8 +124,7 @@ class Bench:
             engine.close()
             self.base.to("cpu")  # type: ignore[arg-type]
 
-    def _engine(self, trial: TrialConfig) -> Engine:
-        model = SFTModel(self._fresh_model(), self._frozen_base(trial))
+    def _engine(self, model: SFTModel) -> Engine:
         if self.engine_kind == "plain":
             return PlainEngine(model, self.config.training, self.device)
         from raysft.training.zero import ZeroEngine  # imports deepspeed, which the plain loop does without

@@ -158,7 +158,12 @@ def overriding(overrides: str) -> str:
         ("training: {steps: 0}", "line 6: {}.training.steps", "must be above 0, not 0.", "The default is null."),
         ("training: {steps: true}", "line 6: {}.training.steps", "must be a number, not true.", ""),
         ("training: 3", "line 6: {}.training", "must be a mapping of keys to values, not 3.", "Leave the key out"),
-        ("training: {global_batch_size: 0}", "line 6: {}.training.global_batch_size", "must be above 0, not 0.", "The default is 256."),
+        (
+            "training: {global_batch_size: 0}",
+            "line 6: {}.training.global_batch_size",
+            "must be above 0, not 0.",
+            "256.",
+        ),
         ("workers: {count: 7}", "line 5: {}", "training.global_batch_size (256) must be a multiple", ""),
         ("evaluation: {generation: null}", "line 5: {}", "search.metric eval/accuracy needs", ""),
         ("data: {train: {kind: hbu}}", "line 6: {}.data.train.kind", "must be 'file', 'hub' or", "Did you mean 'hub'?"),

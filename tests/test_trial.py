@@ -83,15 +83,20 @@ def outcome(bench: Bench, folder: Path, trial: TrialConfig) -> dict[str, Any]:
     """All that a trial leaves behind: losses, result, completions and weights."""
     result = bench.run(job(folder, trial), export=lambda metrics: True)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timing = {"time", "train/tokens_per_second", "train/peak_memory_gib"}
     weights = load_file(folder / "model" / "model.safetensors")
     return {
         "status": result.status,
-        "metrics": {key: value for key, value in result.metrics.items() if key not in timing},
-        "log": [{key: value for key, value in line.items() if key not in timing} for line in lines],
+        "metrics": untimed(result.metrics),
+        "log": [untimed(line) for line in lines],
         "completions": gzip.decompress((folder / "completions.jsonl.gz").read_bytes()),
         "weights": {name: tensor.numpy().tobytes() for name, tensor in weights.items()},
     }
+
+
+def untimed(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Without what a clock or the machine's memory says."""
+    measured = {"train/tokens_per_second", "train/tflops", "train/peak_memory_gib"}
+    return {key: value for key, value in metrics.items() if key not in measured and not key.startswith("time")}
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, dropout=0.1).model_dump()], ids=["full", "lora"])

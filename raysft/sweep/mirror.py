@@ -68,7 +68,7 @@ class Mirror(Callback):
         if status != "FINISHED":
             self.board.cancel.remote(trial_id, "drop")
         self._pass_on(trial_id)
-        metrics = {k: v for k, v in result.items() if k.startswith(("eval/", "train/"))}
+        metrics = {k: v for k, v in result.items() if k.startswith(("eval/", "train/", "time/"))}
         config = TrialConfig.model_validate(trial.config["trial"])
         row = TrialRow(trial_id, config, status, metrics, int(result.get("step", 0)), reason)
         self._end_run(row)

@@ -26,7 +26,9 @@ from raysft.objectives import IGNORE_INDEX, Power
 from raysft.objectives.head import AnyObjective, HeadOutput
 from raysft.ranks import Ranks
 from raysft.training import checkpoint
+from raysft.training.clock import Clock
 from raysft.training.engine import Engine
+from raysft.training.flops import Flops, peak
 
 Metrics = dict[str, float]
 Stop = Literal["drop", "save"]
@@ -79,9 +81,12 @@ class Loop:
         identity: dict[str, Any],
         collate: Collate,
         steps: int,
+        clock: Clock,
+        flops: Flops,
     ) -> None:
         self.config, self.engine, self.data, self.ranks = config, engine, data, ranks
         self.folder, self.identity, self.collate, self.steps = folder, identity, collate, steps
+        self.clock, self.flops = clock, flops
         self.objective, self.peak, self.seed = trial.objective, trial.learning_rate, trial.seed
         self.order = SampleOrder(len(data), config.training.global_batch_size, trial.seed)
         self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
@@ -98,7 +103,7 @@ class Loop:
             step += 1
             last = step == self.steps
             if last or (every and step % every == 0):
-                metrics |= self._evaluate(hooks)
+                metrics |= self._evaluate(hooks) | self.clock.shares()
             if last or step % self.config.training.log_every == 0 or "eval/nll" in metrics:
                 self.log.add(step, metrics)
             if stop == "save" or (step % self.checkpoint_every == 0 and not last):
@@ -118,38 +123,47 @@ class Loop:
         started = time.perf_counter()
         training = self.config.training
         torch.manual_seed(hash((self.seed, step, self.ranks.rank)) & 0x7FFFFFFF)  # dropout, the same after a resume
-        batches = self._batches(step)
+        with self.clock("data"):
+            batches = self._batches(step)
         objective = self._objective(step, batches)
         supervised = float(self.data.supervised[self.order.at(step)].sum())  # known to every rank without asking
         early_count = training.normalize == "kept" and len(batches) > 1
         count = self._kept_ahead(batches, objective) if early_count else supervised
         totals = torch.zeros(4, dtype=torch.float64)  # loss, kept, sum of p, stop
         for index, batch in enumerate(batches):
-            output = self.engine.forward(batch, objective)
-            totals[:3] += _sums(output)
+            with self.clock("forward"):
+                output = self.engine.forward(batch, objective)
+                totals[:3] += _sums(output)
             if training.normalize == "kept" and not early_count:
-                count = float(self.ranks.sum(output[2].double().cpu()))
-            self.engine.backward(output[0] / max(count, 1.0), boundary=index == len(batches) - 1)
+                count = float(self._sum(output[2].double().cpu()))
+            with self.clock("backward"):
+                self.engine.backward(output[0] / max(count, 1.0), boundary=index == len(batches) - 1)
         if self.ranks.rank == 0:
             totals[3] = {None: 0, "drop": 1, "save": 2}[hooks.stop()]
-        loss, kept, probability, stop = self.ranks.sum(totals).tolist()
+        loss, kept, probability, stop = self._sum(totals).tolist()
         loss /= max(count, 1.0)
         rate = learning_rate(training, self.peak, step, self.steps)
         if not math.isfinite(loss):
             raise TrialFailed(f"the loss is {loss} at step {step + 1} (learning rate {rate:g}).")
-        norm = self.engine.step(rate)
+        with self.clock("optimizer"):
+            norm = self.engine.step(rate)
         if not math.isfinite(norm):
             raise TrialFailed(f"the gradient's norm is {norm} at step {step + 1} (learning rate {rate:g}).")
-        tokens = float(self.data.lengths[self.order.at(step)].sum())
+        lengths = self.data.lengths[self.order.at(step)]
+        seconds = time.perf_counter() - started
+        operations = self.flops.step(lengths, supervised) / self.ranks.world / seconds
         metrics = {
             "train/loss": loss,
             "train/grad_norm": norm,
             "train/learning_rate": rate,
             "train/kept_share": kept / supervised,
             "train/mean_probability": probability / supervised,
-            "train/tokens_per_second": tokens / (time.perf_counter() - started),
+            "train/tokens_per_second": float(lengths.sum()) / seconds,
+            "train/tflops": operations / 1e12,
             "train/peak_memory_gib": peak_memory(),
         }
+        if (most := peak()) is not None:
+            metrics["train/mfu"] = operations / most
         if objective is not self.objective:
             moved = objective.parameters().items()
             metrics |= {f"train/{name}": value for name, value in moved if isinstance(value, float)}
@@ -170,6 +184,10 @@ class Loop:
         nll = self._sample_nll(batches) if self.objective.needs_sample_nll else None
         return cast(AnyObjective, self.objective.at(step / self.steps, nll))
 
+    def _sum(self, values: torch.Tensor) -> torch.Tensor:
+        with self.clock("communication"):
+            return self.ranks.sum(values)
+
     @torch.no_grad()
     def _sample_nll(self, batches: list[Batch]) -> torch.Tensor:
         """Mean -log p of each sample of the step on all ranks, under the current model: [samples]. Collective."""
@@ -189,21 +207,24 @@ class Loop:
 
     def _evaluate(self, hooks: Hooks) -> Metrics:
         self.engine.train(False)
-        metrics = hooks.evaluate()
+        with self.clock("evaluation"):
+            metrics = hooks.evaluate()
         self.engine.train(True)
         return metrics
 
     def _save(self, step: int) -> None:
         self.log.flush()
         root = self.folder / "checkpoints"
-        checkpoint.save(root, step, self.identity, self.ranks, self.engine.save, KEEP_CHECKPOINTS)
+        with self.clock("checkpoint"):
+            checkpoint.save(root, step, self.identity, self.ranks, self.engine.save, KEEP_CHECKPOINTS)
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
         step = 0
         if found:
             step, folder = found
-            self.engine.load(folder)
+            with self.clock("checkpoint"):
+                self.engine.load(folder)
         self.log.cut(step)
         return step
 

@@ -14,6 +14,7 @@ from raysft.config import TrainingConfig
 from raysft.data.batch import Batch
 from raysft.objectives import linear_objective
 from raysft.objectives.head import AnyObjective, HeadOutput, Reference
+from raysft.training.clock import Clock
 
 Model = PreTrainedModel | PeftModel
 
@@ -58,11 +59,15 @@ class ObjectiveHead(nn.Module):
 
 
 class SFTModel(nn.Module):
-    """model: what is trained; base: the frozen model that an objective may look at, not needed under LoRA."""
+    """model: what is trained; base: the frozen model that an objective may look at, not needed under LoRA.
 
-    def __init__(self, model: Model, base: PreTrainedModel | None = None) -> None:
+    clock: the trial's, on which the head, which computes the loss and its gradients at once, is a phase of its own.
+    """
+
+    def __init__(self, model: Model, base: PreTrainedModel | None = None, clock: Clock | None = None) -> None:
         super().__init__()
         self.causal_lm = model
+        self.clock = clock or Clock()
         self.head = ObjectiveHead(plain(model))
         self._base = (base,)  # in a tuple, so that it is no part of what is trained, sharded and saved
 
@@ -70,7 +75,8 @@ class SFTModel(nn.Module):
         """linear_objective's four over the B(T-1) predictions of a batch of [B, T] tokens."""
         hidden = hidden_states(plain(self.causal_lm), batch)
         base = self._base_side(batch) if objective.needs_reference else ()
-        return self.head(*shifted(hidden, batch.labels), objective, *base)
+        with self.clock("head"):
+            return self.head(*shifted(hidden, batch.labels), objective, *base)
 
     @torch.no_grad()
     def _base_side(self, batch: Batch) -> tuple[torch.Tensor, nn.Linear | None]:

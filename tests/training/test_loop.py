@@ -16,7 +16,9 @@ from raysft.inprocess import bench_here
 from raysft.objectives import IGNORE_INDEX, Power, build, known, naive_objective
 from raysft.objectives.head import Reference
 from raysft.ranks import Ranks
+from raysft.training.clock import Clock
 from raysft.training.engine import PlainEngine
+from raysft.training.flops import Flops
 from raysft.training.loop import Hooks, Loop, learning_rate
 from raysft.training.model import SFTModel, plain, trainable_model
 from raysft.trial import Bench
@@ -116,7 +118,10 @@ def test_first_gradient_is_that_of_the_objective(
         return 0.0
 
     engine.step = take  # type: ignore[method-assign]
-    loop = Loop(config, trial_of(objective), engine, bench.train, Ranks(), config.folder, {}, bench.collate, STEPS)
+    loop = Loop(
+        config, trial_of(objective), engine, bench.train, Ranks(), config.folder, {}, bench.collate, STEPS,
+        Clock(), Flops(model.causal_lm),
+    )  # fmt: skip
     engine.train(True)
     loop._step(STEP, Hooks(evaluate=dict))
     torch.manual_seed(0)
@@ -257,3 +262,15 @@ def test_prompt_is_not_supervised(make_config: Make) -> None:
     prompt = len("1+2?")
     assert (labels[:prompt] == IGNORE_INDEX).all()
     assert (labels[prompt:] != IGNORE_INDEX).all()
+
+
+def test_the_last_line_says_where_the_time_went(make_config: Make, tmp_path: Path) -> None:
+    run(bench_here(make_config()), tmp_path / "t", Power())
+    last = json.loads((tmp_path / "t" / "metrics.jsonl").read_text().splitlines()[-1])
+    phases = {key: value for key, value in last.items() if key.startswith("time/") and key != "time/seconds"}
+    expected = "start data forward head backward optimizer communication evaluation checkpoint"
+    assert {key.removeprefix("time/") for key in phases} == set(expected.split())
+    assert all(0 < share < 1 for share in phases.values())
+    assert 0.5 < sum(phases.values()) <= 1
+    assert last["time/seconds"] > 0
+    assert last["train/tflops"] > 0
