@@ -290,8 +290,9 @@ class _Study:
                 failure_config=tune.FailureConfig(max_failures=self.config.workers.max_failures),
             ),
         ).fit()
-        for trial_id in list(searcher.paused) if searcher.over else []:
-            mirror.stop(trial_id)
+        if searcher.over:
+            for trial_id in sorted(searcher.paused):
+                mirror.stop(trial_id)
 
     def _best(self, rows: list[TrialRow]) -> TrialRow | None:
         metric, sign = self.config.search.metric, 1 if self.config.search.mode == "max" else -1
