@@ -169,6 +169,16 @@ def test_a_free_slot_promotes_before_it_begins_and_the_search_ends_by_itself() -
     assert searcher.paused == {"0003", "0004"}
 
 
+def test_nobody_goes_on_for_want_of_others_while_a_better_one_may_come() -> None:
+    searcher = search_over(NARROW, search=HALVING.model_copy(update={"trials": 2}))
+    for name in "ab":
+        searcher.suggest(name)
+    searcher.on_trial_complete("a", paused(2.0, 4))
+    assert searcher.suggest("nothing") is None
+    searcher.on_trial_complete("b", paused(1.0, 4))
+    assert searcher.suggest("c")["trial_id"] == "0001"
+
+
 def test_a_resumed_search_knows_who_is_paused_and_who_was_promoted(tmp_path: Path) -> None:
     """Paused trials wait on with their values, promoted ones go on to where they were sent; nobody begins anew."""
     ledger = Ledger(tmp_path)
