@@ -359,8 +359,10 @@ class ProbeConfig(Strict):
 
 
 class AshaConfig(Strict):
-    grace_period: int = Field(gt=0, description="steps that every trial gets; a rung must be an evaluation step")
-    reduction_factor: float = Field(default=4, gt=1)
+    """Rungs at grace_period x reduction_factor^k steps, where searched trials are paused and the best go on."""
+
+    grace_period: int = Field(gt=0, description="steps that every trial gets; a multiple of evaluation.every")
+    reduction_factor: int = Field(default=4, gt=1, description="n: the best 1/n of a rung get n times its steps")
 
 
 METRIC_MODES: dict[str, Literal["max", "min"]] = {
@@ -374,7 +376,7 @@ class SearchConfig(Strict):
     trials: int = Field(default=16, ge=0, description="searched trials of a backbone, besides the baselines")
     sampler: Literal["tpe", "random"] = "tpe"
     metric: Literal["eval/accuracy", "eval/nll", "eval/mean_probability"] = "eval/accuracy"
-    asha: AshaConfig | None = Field(default=None, description="stop trials early that fall behind; null: none")
+    asha: AshaConfig | None = Field(default=None, description="pause trials at rungs and promote the best; null: none")
     seed: int = Field(default=0, ge=0)
 
     @property
@@ -424,6 +426,13 @@ class SweepConfig(Strict):
             raise ValueError("search.metric eval/accuracy needs evaluation.generation; or search for eval/nll")
         if self.search.asha and not self.evaluation.every:
             raise ValueError("search.asha needs evaluation.every: it compares held-out metrics during training")
+        if self.search.asha and self.evaluation.every:
+            grace, every = self.search.asha.grace_period, self.evaluation.every
+            if rest := grace % every:
+                raise ValueError(
+                    f"search.asha.grace_period ({grace}) must be a multiple of evaluation.every ({every}), because "
+                    f"trials are compared where they are evaluated: set it to {grace - rest + every}"
+                )
         generation = self.evaluation.generation
         if generation and generation.scorer == "reasoning_gym":
             heldout = self.data.heldout or self.data.train
@@ -472,11 +481,15 @@ class TrialConfig(Strict):
 
 @dataclass(frozen=True)
 class Job:
-    """A trial as it is handed to a group of workers. Its objective's threshold is already a probability."""
+    """A trial as it is handed to a group of workers. Its objective's threshold is already a probability.
+
+    until: completed steps after which it saves and hands its group back; None: it runs to its end.
+    """
 
     trial_id: str
     trial: TrialConfig
     folder: Path
+    until: int | None = None
 
 
 def _merge(base: Any, override: Any) -> Any:

@@ -19,7 +19,7 @@ SHOWN = 14  # trials in the live table
 
 @dataclass
 class Line:
-    """One trial as it is shown."""
+    """One trial as it is shown. seconds: that it has run, up to `started` while it runs."""
 
     trial: TrialConfig
     started: float = field(default_factory=time.monotonic)
@@ -28,6 +28,9 @@ class Line:
     loss: float | None = None
     value: float | None = None
     status: str = "running"
+
+    def elapsed(self) -> float:
+        return self.seconds + (time.monotonic() - self.started if self.status == "running" else 0.0)
 
 
 class Progress:
@@ -67,7 +70,21 @@ class Progress:
             self._say(f"{self._name()}: {text}")
 
     def trial_started(self, trial_id: str, trial: TrialConfig) -> None:
-        self.lines[trial_id] = Line(trial)
+        """It is new, or goes on where it was paused; the table shows it last."""
+        line = self.lines.pop(trial_id, None) or Line(trial)
+        if line.status == "paused" and not self.live:
+            self._say(f"{self._name()} {self._done()}/{self.total} {trial.objective.label()}: goes on")
+        line.status, line.started = "running", time.monotonic()
+        self.lines[trial_id] = line
+
+    def trial_paused(self, trial_id: str) -> None:
+        """It waits at a rung."""
+        line = self.lines[trial_id]
+        line.seconds, line.status = line.elapsed(), "paused"
+        if not self.live:
+            value = "" if line.value is None else f" {self._metric()} {line.value:.4f}"
+            what = f"{line.trial.objective.label()}: paused at step {line.step}{value}"
+            self._say(f"{self._name()} {self._done()}/{self.total} {what}")
 
     def trial_known(self, row: "TrialRow") -> None:
         """A trial that had ended before the study was resumed."""
@@ -86,7 +103,7 @@ class Progress:
 
     def trial_ended(self, row: "TrialRow") -> None:
         line = self.lines[row.trial_id]
-        line.status, line.seconds = row.status.lower(), time.monotonic() - line.started
+        line.seconds, line.status = line.elapsed(), row.status.lower()
         line.value = row.metrics.get(self._metric(), line.value)
         if not self.live:
             value = "" if line.value is None else f" {self._metric()} {line.value:.4f}"
@@ -118,7 +135,7 @@ class Progress:
         return self.config.search.metric if self.config else ""
 
     def _done(self) -> int:
-        return sum(line.status != "running" for line in self.lines.values())
+        return sum(line.status not in ("running", "paused") for line in self.lines.values())
 
     def _best(self) -> Line | None:
         sign = 1 if self.config and self.config.search.mode == "max" else -1
@@ -126,7 +143,9 @@ class Progress:
         return max(done, key=lambda line: sign * (line.value or 0.0), default=None)
 
     def _left(self) -> str:
-        """Time left by the mean duration of the trials that ended now."""
+        """Time left by the mean duration of the trials that ended now; with halving that says nothing of the rest."""
+        if self.config and self.config.search.asha:
+            return ""
         timed = [line.seconds for line in self.lines.values() if line.status != "running" and line.seconds]
         if not timed or self._done() == self.total:
             return ""
@@ -145,7 +164,7 @@ class Progress:
             table.add_column(name, justify="left" if name in ("objective", "status") else "right")
         best = self._best()
         for line in list(self.lines.values())[-SHOWN:]:
-            seconds = line.seconds if line.status != "running" else time.monotonic() - line.started
+            seconds = line.elapsed()
             style = "bold green" if line is best else "red" if line.status == "failed" else ""
             table.add_row(
                 line.trial.objective.label(),

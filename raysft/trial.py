@@ -30,12 +30,15 @@ from raysft.training.model import Model, SFTModel, merged, trainable_model
 
 @dataclass(frozen=True)
 class TrialResult:
-    status: Literal["finished", "dropped", "saved"]
+    """paused: at the job's `until`, its checkpoint saved."""
+
+    status: Literal["finished", "dropped", "saved", "paused"]
     step: int
     metrics: Metrics
 
 
 RESULT = "result.json"
+STATUS: dict[str, Literal["dropped", "saved", "paused"]] = {"drop": "dropped", "save": "saved", "pause": "paused"}
 
 
 class Bench:
@@ -114,9 +117,9 @@ class Bench:
                 clock, flops,
             )  # fmt: skip
             hooks = Hooks(lambda: self._evaluate(engine, job), report, stop)
-            outcome = loop.run(hooks)
+            outcome = loop.run(hooks, job.until)
             if outcome.stopped:
-                return TrialResult("dropped" if outcome.stopped == "drop" else "saved", outcome.step, outcome.metrics)
+                return TrialResult(STATUS[outcome.stopped], outcome.step, outcome.metrics)
             if self.ranks.broadcast(self.ranks.rank == 0 and export(outcome.metrics)):
                 self._export(engine, job.folder / "model")
             return self._finish(job, TrialResult("finished", outcome.step, outcome.metrics))

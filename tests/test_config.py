@@ -98,6 +98,7 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], str]] = [
     (GenerationConfig, {"temperature": 0, "samples": 2}, "set samples to 1"),
     (GenerationConfig, {"answer_pattern": "("}, "not a regular expression: missing"),
     (AshaConfig, {"grace_period": 1, "reduction_factor": 1}, "greater than 1"),
+    (AshaConfig, {"grace_period": 1, "reduction_factor": 2.5}, "valid integer"),
     (SearchConfig, {"metric": "train/loss"}, "'eval/accuracy'"),
     (TrialConfig, {"objective": {}, "learning_rate": 0, "seed": 0}, "greater than 0"),
 ]
@@ -117,6 +118,10 @@ def test_impossible_values_are_refused(model: type[BaseModel], values: dict[str,
         ({"workers": {"count": 3}}, r"global_batch_size \(256\) must be a multiple of workers.count \(3\)"),
         ({"evaluation": {}}, "eval/accuracy needs evaluation.generation"),
         ({"search": {"asha": {"grace_period": 5}}}, "asha needs evaluation.every"),
+        (
+            {"search": {"asha": {"grace_period": 5}}, "evaluation": {"every": 2, "generation": {}}},
+            r"asha.grace_period \(5\) must be a multiple of evaluation.every \(2\).*set it to 6",
+        ),
         ({"evaluation": {"generation": {"scorer": "reasoning_gym"}}}, "held-out data of kind reasoning_gym"),
         (
             {"evaluation": {"generation": {"scorer": "reasoning_gym"}}, "data": {"train": FIGLET, "heldout": FILE}},
@@ -134,6 +139,7 @@ def test_sections_that_contradict_each_other_are_refused(changes: dict[str, Any]
     [
         {"evaluation": {}, "search": {"metric": "eval/nll"}},
         {"search": {"asha": {"grace_period": 5}}, "evaluation": {"every": 5, "generation": {}}},
+        {"search": {"asha": {"grace_period": 6, "reduction_factor": 2}}, "evaluation": {"every": 3, "generation": {}}},
         {"evaluation": {"generation": {"scorer": "reasoning_gym"}}, "data": {"train": FIGLET}},
         {"evaluation": {"generation": {"temperature": 0}}},
         {"zero": {"stage": 3, "offload": "all"}},

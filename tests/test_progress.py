@@ -58,6 +58,42 @@ def test_lines_of_a_study(make_config: Make) -> None:
     ]
 
 
+HALVING = {
+    "search": {"trials": 2, "asha": {"grace_period": 2}},
+    "evaluation": {"every": 2, "generation": {"answer_pattern": "#"}},
+}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_paused_trial_is_neither_running_nor_done(make_config: Make, terminal: bool) -> None:
+    progress, file = shown(terminal)
+    progress.study(make_config(**HALVING), total=3, slots=1)
+    for name, exponent, seconds in (("a", 1, 10), ("b", 2, 20)):
+        progress.trial_started(name, trial(exponent))
+        progress.lines[name].started -= seconds
+        progress.trial_moved(name, {"step": 2, METRIC: 0.25 * exponent})
+        progress.trial_paused(name)
+        progress.lines[name].started -= 1000  # time passes, but not for it
+    progress.trial_started("a", trial(1))
+    progress.lines["a"].started -= 30
+    progress.refresh()
+    progress.trial_ended(TrialRow("a", trial(1), "FINISHED", {METRIC: 0.75}))
+    progress.ended(interrupted=False)
+    said = file.getvalue()
+    if terminal:
+        last = said[said.rindex("tiny: 3 trials") :]
+        assert re.search(r"-p\^2 +2 +0\.5000 +20 s +paused\s+-p +2 +0\.7500 +40 s +finished", last)
+        assert "1/3 done; best so far: -p (0.7500)" in last
+        assert "left" not in last, "the time of a whole trial says nothing of those that are paused"
+    else:
+        assert [line[9:] for line in said.splitlines()[1:]] == [
+            "tiny 0/3 -p: paused at step 2 eval/accuracy 0.2500",
+            "tiny 0/3 -p^2: paused at step 2 eval/accuracy 0.5000",
+            "tiny 0/3 -p: goes on",
+            "tiny 1/3 -p: finished eval/accuracy 0.7500, 40 s",
+        ]
+
+
 def test_interrupted_study_says_so(make_config: Make) -> None:
     progress, file = shown(terminal=False)
     progress.study(make_config(), total=3, slots=1)

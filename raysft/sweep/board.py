@@ -21,9 +21,9 @@ START_FAILURES = 2  # in a row, of a group that has not finished a trial since
 
 @dataclass(frozen=True)
 class Report:
-    """What a group says of a trial. Every kind but "progress" ends it."""
+    """What a group says of a trial. Every kind but "progress" ends it, for now or for good."""
 
-    kind: Literal["progress", "finished", "dropped", "saved", "failed"]
+    kind: Literal["progress", "finished", "dropped", "saved", "paused", "failed"]
     step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str = ""

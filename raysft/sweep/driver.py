@@ -26,10 +26,10 @@ from raysft.probe import Capability
 from raysft.progress import Progress
 from raysft.sweep.board import start_board
 from raysft.sweep.group import groups_folder, keep_group
-from raysft.sweep.halving import scheduler
 from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.mirror import Mirror
-from raysft.sweep.space import Space, StudySearch
+from raysft.sweep.search import StudySearch
+from raysft.sweep.space import Space
 from raysft.sweep.trainable import run_trial
 from raysft.sweepfile import absolute
 from raysft.tracking import Study as TrackedStudy
@@ -267,8 +267,9 @@ class _Study:
         """Run Tune until every trial has ended, or to the user's interruption."""
         search = self.config.search
         space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
+        searcher = StudySearch(space, self.given, search, capability, self.ledger)
         mirror = Mirror(tracked, board, self.ledger, self.progress)
-        mirror.catch_up()
+        mirror.catch_up(searcher.paused)
         if not self.left:
             return
         shutil.rmtree(self.folder / TUNE, ignore_errors=True)
@@ -276,13 +277,12 @@ class _Study:
         tune.Tuner(
             tune.with_resources(trainable, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
-                search_alg=StudySearch(space, self.given, search, capability, self.ledger),
-                scheduler=scheduler(search, self.ledger),
-                num_samples=self.left,
+                search_alg=searcher,
+                num_samples=-1,  # the searcher says when it is over
                 max_concurrent_trials=self.slots,
                 reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["trial_id"],
-                trial_dirname_creator=lambda trial: trial.config["trial_id"],
+                trial_name_creator=_leg,
+                trial_dirname_creator=_leg,
             ),
             run_config=tune.RunConfig(
                 name=TUNE,
@@ -292,6 +292,9 @@ class _Study:
                 failure_config=tune.FailureConfig(max_failures=self.config.workers.max_failures),
             ),
         ).fit()
+        if searcher.over:
+            for trial_id in sorted(searcher.paused):
+                mirror.stop(trial_id)
 
     def _best(self, rows: list[TrialRow]) -> TrialRow | None:
         metric, sign = self.config.search.metric, 1 if self.config.search.mode == "max" else -1
@@ -313,6 +316,11 @@ class _Study:
         tracked.end("KILLED" if result.interrupted else "FINISHED", summary)
         (self.folder / RESULT).write_text(_as_json(result))
         self.progress.ended(result.interrupted)
+
+
+def _leg(trial: Any) -> str:
+    """Tune knows each way of a trial from one rung to the next as a trial of its own."""
+    return "-".join(str(trial.config[key]) for key in ("trial_id", "until") if trial.config[key] is not None)
 
 
 def _as_json(result: StudyResult) -> str:

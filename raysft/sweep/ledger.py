@@ -5,6 +5,7 @@ loses no trial and begins none twice.
 """
 
 import json
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,12 @@ from typing import Any, Literal
 from raysft.config import TrialConfig
 
 Status = Literal["FINISHED", "KILLED", "FAILED", "INTERRUPTED"]
-BEGUN, ENDED, METRICS = "trial.json", "end.json", "metrics.jsonl"
+BEGUN, ENDED, METRICS, PROMOTED = "trial.json", "end.json", "metrics.jsonl", "promoted.json"
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial of a study. INTERRUPTED: it began and has not ended; KILLED: it was stopped early."""
+    """A trial of a study. INTERRUPTED: it began and has not ended, perhaps is paused; KILLED: it was stopped early."""
 
     trial_id: str
     trial: TrialConfig
@@ -54,15 +55,31 @@ class Ledger:
         """A trial that did not end well runs again."""
         (self.folder / trial_id / ENDED).unlink(missing_ok=True)
 
+    def promote(self, trial_id: str, until: int) -> None:
+        """Record, before the trial goes on, to which step."""
+        _publish(self.folder / trial_id / PROMOTED, {"until": until})
+
+    def promoted(self, trial_id: str) -> int | None:
+        """The step to which the trial was promoted last; None where it never was."""
+        path = self.folder / trial_id / PROMOTED
+        return int(json.loads(path.read_text())["until"]) if path.exists() else None
+
     def end(self, row: TrialRow) -> None:
+        """A stopped trial's checkpoints go with it."""
         end = {"status": row.status, "step": row.step, "reason": row.reason, "metrics": row.metrics}
         _publish(self.folder / row.trial_id / ENDED, end)
+        if row.status == "KILLED":
+            shutil.rmtree(self.folder / row.trial_id / "checkpoints", ignore_errors=True)
 
-    def values(self, trial_id: str, metric: str) -> dict[int, tuple[float, float]]:
-        """step -> (Unix seconds, value) of the evaluations that a trial recorded."""
+    def points(self, trial_id: str) -> dict[int, dict[str, float]]:
+        """step -> metrics that a trial recorded."""
         path = self.folder / trial_id / METRICS
-        points = _whole_lines(path.read_text().splitlines()) if path.exists() else []
-        return {int(p["step"]): (float(p["time"]), float(p[metric])) for p in points if metric in p}
+        lines = _whole_lines(path.read_text().splitlines()) if path.exists() else []
+        return {int(line.pop("step")): line for line in lines}
+
+    def values(self, trial_id: str, metric: str) -> dict[int, float]:
+        """step -> value of the evaluations that a trial recorded."""
+        return {step: float(point[metric]) for step, point in self.points(trial_id).items() if metric in point}
 
     def _folders(self) -> list[Path]:
         begun = [path.parent for path in self.folder.glob(f"*/{BEGUN}")]

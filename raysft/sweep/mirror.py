@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from ray.tune import Callback
 
 from raysft.config import TrialConfig
 from raysft.progress import Progress
-from raysft.sweep.ledger import METRICS, Ledger, TrialRow
+from raysft.sweep.ledger import METRICS, Ledger, Status, TrialRow
 from raysft.tracking import Study
 
 SECONDS_BETWEEN_READS = 2.0
@@ -25,8 +26,8 @@ class Mirror(Callback):
         """Tune saves its callbacks; a resume makes this one anew."""
         return Callback, ()
 
-    def catch_up(self) -> None:
-        """Show the trials that ended before an interruption, and tell tracking what it has not heard of them."""
+    def catch_up(self, paused: Collection[str]) -> None:
+        """Show the trials that ended or were paused before an interruption, and tell tracking what it has not heard."""
         stored = self.study.statuses()
         for row in self.ledger.rows():
             if row.ended:
@@ -35,14 +36,15 @@ class Mirror(Callback):
                     self.study.start_trial(row.trial_id, row.trial)
                     self._pass_on(row.trial_id)
                     self._end_run(row)
+            elif row.trial_id in paused:
+                self._start(row.trial_id, row.trial)
+                self._pause(row.trial_id)
 
     def setup(self, *_: Any, **__: Any) -> None:
         """Tune hands the stop conditions over here; there are none."""
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        trial_id, config = trial.config["trial_id"], TrialConfig.model_validate(trial.config["trial"])
-        self.study.start_trial(trial_id, config)
-        self.progress.trial_started(trial_id, config)
+        self._start(trial.config["trial_id"], TrialConfig.model_validate(trial.config["trial"]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         if time.monotonic() - self.last_read < SECONDS_BETWEEN_READS:
@@ -54,23 +56,38 @@ class Mirror(Callback):
         self.progress.refresh()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Ended by itself or stopped by the scheduler; its group drops a stopped one at the next step boundary."""
-        if (trial.last_result or {}).get("finished"):
-            self._end(trial, "FINISHED", "")
-        else:
-            self._end(trial, "KILLED", f"stopped early at step {(trial.last_result or {}).get('step', 0)}")
+        """What Tune calls complete may be the trial's end, or its way to a rung."""
+        result = trial.last_result or {}
+        if result.get("kind") == "paused":
+            self._pause(trial.config["trial_id"])
+        elif result.get("kind") == "finished":
+            self._end(trial.config, result, "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._end(trial, "FAILED", reason_of(trial))
+        self.board.cancel.remote(trial.config["trial_id"], "drop")
+        self._end(trial.config, trial.last_result or {}, "FAILED", reason_of(trial))
 
-    def _end(self, trial: Any, status: Any, reason: str) -> None:
-        trial_id, result = trial.config["trial_id"], trial.last_result or {}
-        if status != "FINISHED":
-            self.board.cancel.remote(trial_id, "drop")
+    def stop(self, trial_id: str) -> None:
+        """A paused trial will not be promoted any more."""
+        (row,) = (row for row in self.ledger.rows() if row.trial_id == trial_id)
+        step, metrics = max(self.ledger.points(trial_id).items())
+        config = {"trial_id": trial_id, "trial": row.trial}
+        self._end(config, metrics | {"step": step}, "KILLED", f"stopped early at step {step}")
+
+    def _start(self, trial_id: str, trial: TrialConfig) -> None:
+        self.study.start_trial(trial_id, trial)
+        self.progress.trial_started(trial_id, trial)
+
+    def _pause(self, trial_id: str) -> None:
+        self._pass_on(trial_id)
+        self.progress.trial_paused(trial_id)
+
+    def _end(self, config: dict[str, Any], result: dict[str, Any], status: Status, reason: str = "") -> None:
+        trial_id = config["trial_id"]
         self._pass_on(trial_id)
         metrics = {k: v for k, v in result.items() if k.startswith(("eval/", "train/", "time/"))}
-        config = TrialConfig.model_validate(trial.config["trial"])
-        row = TrialRow(trial_id, config, status, metrics, int(result.get("step", 0)), reason)
+        trial = TrialConfig.model_validate(config["trial"])
+        row = TrialRow(trial_id, trial, status, metrics, int(result.get("step", 0)), reason)
         self._end_run(row)
         self.ledger.end(row)
         self.progress.trial_ended(row)

@@ -1,4 +1,4 @@
-"""The search space as Optuna sees it, and Tune's OptunaSearch over it, the baselines first."""
+"""The search space as Optuna sees it, and the samplers over it."""
 
 import math
 import warnings
@@ -9,13 +9,9 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from ray.tune.result import TRAINING_ITERATION
-from ray.tune.search.optuna import OptunaSearch
 
 from raysft.config import Range, SearchConfig, SpaceConfig, TrialConfig
 from raysft.probe import Capability
-from raysft.sweep.ledger import Ledger
-from raysft.trial import resolve_threshold
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -36,7 +32,7 @@ class Space:
     seed: int
 
     def __call__(self, trial: Any) -> None:
-        """Ask Optuna for what this trial needs; OptunaSearch collects the answers."""
+        """Ask Optuna for what this trial needs; the answers are the trial's params."""
         names = self._objectives()
         name = trial.suggest_categorical("objective", names) if len(names) > 1 else names[0]
         for key, distribution in self._asked(name).items():
@@ -153,10 +149,11 @@ class SpreadTPE(optuna.samplers.TPESampler):
 
     The k-th trial's value of each parameter is the fraction of start + k / phi: the golden-ratio sequence, whose every
     prefix covers the interval nearly evenly. The start depends on the seed and the parameter's name.
-    drawn: trials that were drawn before this sampler was made.
+    One sampler draws one trial; drawn: trials that were drawn before it, so the same whether or not a study was
+    interrupted in between.
     """
 
-    def __init__(self, seed: int, startup: int, drawn: int = 0) -> None:
+    def __init__(self, seed: int, startup: int, drawn: int) -> None:
         # Parameters that occur together are modelled jointly, so that a threshold's value is learned only from trials
         # that had one; trials in flight count as bad, so that several at once spread out.
         with warnings.catch_warnings():
@@ -165,7 +162,6 @@ class SpreadTPE(optuna.samplers.TPESampler):
                 seed=_reseeded(seed, drawn), multivariate=True, group=True, constant_liar=True, n_startup_trials=startup
             )
         self.seed, self.startup, self.drawn = seed, startup, drawn
-        self.order: dict[int, int] = {}  # trial number -> how many were drawn before it
 
     def sample_independent(
         self,
@@ -174,11 +170,10 @@ class SpreadTPE(optuna.samplers.TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        turn = self.order.setdefault(trial.number, self.drawn + len(self.order))
-        if turn >= self.startup:
+        if self.drawn >= self.startup:
             return super().sample_independent(study, trial, param_name, param_distribution)
         start = zlib.crc32(f"{self.seed} {param_name}".encode()) / 2**32
-        return _at(param_distribution, (start + turn * GOLDEN) % 1.0)
+        return _at(param_distribution, (start + self.drawn * GOLDEN) % 1.0)
 
 
 def _at(distribution: BaseDistribution, share: float) -> Any:
@@ -195,93 +190,12 @@ def _at(distribution: BaseDistribution, share: float) -> Any:
 
 
 def _reseeded(seed: int, drawn: int) -> int:
-    """A seed for what is drawn after the first `drawn` trials, so that a resume does not draw the same again."""
+    """A seed of its own for each trial that is drawn."""
     return seed if drawn == 0 else zlib.crc32(f"{seed} {drawn}".encode())
 
 
 def sampler(search: SearchConfig, drawn: int) -> optuna.samplers.BaseSampler:
-    """drawn: searched trials that began before an interruption."""
+    """For one trial; drawn: searched trials that began before it."""
     if search.sampler == "random":
         return optuna.samplers.RandomSampler(seed=_reseeded(search.seed, drawn))
     return SpreadTPE(search.seed, startup=STARTUP_TRIALS, drawn=drawn)
-
-
-class StudySearch(OptunaSearch):
-    """OptunaSearch that goes by the ledger: first the trials that were interrupted, then what is left of the given
-    ones, then searched ones, each entered into the ledger as it begins.
-
-    Given trials need not lie in the space; the sampler learns from those that do, and from what had ended before. A
-    trial that was stopped before its last step is told to Optuna as pruned, so that values of different budgets are
-    never mixed; a failed one as failed.
-    """
-
-    def __init__(
-        self, space: Space, given: list[TrialConfig], search: SearchConfig, capability: Capability, ledger: Ledger
-    ) -> None:
-        rows = ledger.rows()
-        drawn = max(0, len(rows) - len(given))
-        super().__init__(space=space, metric=search.metric, mode=search.mode, sampler=sampler(search, drawn))
-        self.space, self.capability, self.ledger = space, capability, ledger
-        self.due = [row for row in rows if not row.ended]
-        self.waiting = given[len(rows) :]
-        self.told: dict[str, tuple[TrialConfig, dict[int, float]]] = {}  # of trials that Optuna was not asked for
-        for row in rows:
-            if row.ended:
-                recorded = ledger.values(row.trial_id, self.metric).items()
-                values = {step: value for step, (_, value) in recorded if value == value}
-                whole = row.status == "FINISHED" and row.step in values
-                self._learn_from(row.trial, values, whole)
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """trial_id: Tune's, which lives only as long as the process; the ledger's is in the answer."""
-        if self.due:
-            row = self.due.pop(0)
-            self.ledger.begin_again(row.trial_id)
-            self.told[trial_id] = row.trial, {}
-            return _params(row.trial_id, row.trial)
-        if self.waiting:
-            trial = self.waiting.pop(0)
-            self.told[trial_id] = trial, {}
-        else:
-            trial = self.space.trial(super().suggest(trial_id) or {})
-        trial = resolve_threshold(trial, self.capability)
-        return _params(self.ledger.begin(trial), trial)
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        value = result.get(self.metric)
-        if value is None or value != value:
-            return
-        if trial_id in self.told:
-            self.told[trial_id][1][int(result["step"])] = float(value)
-        else:
-            super().on_trial_result(trial_id, {**result, TRAINING_ITERATION: result["step"]})
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        value = (result or {}).get(self.metric)
-        whole = bool(result and result.get("finished")) and value is not None and value == value
-        if trial_id not in self.told:
-            super().on_trial_complete(trial_id, result if whole else None, error or not result)
-        elif not error:
-            trial, values = self.told[trial_id]
-            if whole:
-                values[int(result["step"])] = float(value)  # type: ignore[index, arg-type]
-            self._learn_from(trial, values, whole)
-
-    def _learn_from(self, trial: TrialConfig, values: dict[int, float], whole: bool) -> None:
-        """values: step -> metric, of which the last counts."""
-        params, distributions = self.space.locate(trial, self.capability)
-        if params and values:
-            state = optuna.trial.TrialState.COMPLETE if whole else optuna.trial.TrialState.PRUNED
-            told = optuna.trial.create_trial(
-                state=state,
-                value=values[max(values)],
-                params=params,
-                distributions=distributions,
-                intermediate_values=values,
-            )
-            self._ot_study.add_trial(told)  # type: ignore[attr-defined]
-
-
-def _params(trial_id: str, trial: TrialConfig) -> dict[str, Any]:
-    """What Tune hands to the trial's function."""
-    return {"trial_id": trial_id, "trial": trial.model_dump(mode="json")}

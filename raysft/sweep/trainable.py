@@ -11,9 +11,12 @@ from raysft.errors import TrialFailed
 
 
 def run_trial(params: dict[str, Any], board: Any, folder: str) -> None:
-    """Tune's trainable: pins the trial to the board and passes its reports on. folder: of the study's trials."""
+    """Tune's trainable: pins the trial to the board and passes its reports on. folder: of the study's trials.
+
+    One call is the trial's way to its end or to the rung where it is paused (`until`).
+    """
     trial_id = params["trial_id"]
-    job = Job(trial_id, TrialConfig.model_validate(params["trial"]), Path(folder) / trial_id)
+    job = Job(trial_id, TrialConfig.model_validate(params["trial"]), Path(folder) / trial_id, params["until"])
     ray.get(board.submit.remote(trial_id, job))
     seen = 0
     while True:
@@ -21,7 +24,7 @@ def run_trial(params: dict[str, Any], board: Any, folder: str) -> None:
             seen += 1
             if report.kind == "failed":
                 raise TrialFailed(report.reason)
-            if report.kind in ("progress", "finished"):
-                tune.report({**report.metrics, "step": report.step, "finished": report.kind == "finished"})
+            if report.kind in ("progress", "finished", "paused"):
+                tune.report({**report.metrics, "step": report.step, "kind": report.kind})
             if report.ends:
                 return

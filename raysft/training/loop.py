@@ -51,8 +51,10 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Outcome:
+    """stopped: None at the end; "pause" where the trial was to go no further for now."""
+
     step: int
-    stopped: Stop | None
+    stopped: Stop | Literal["pause"] | None
     metrics: Metrics
 
 
@@ -92,9 +94,14 @@ class Loop:
         self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
         self.log = MetricLog(folder / "metrics.jsonl", ranks)
 
-    def run(self, hooks: Hooks) -> Outcome:
-        """Train from the newest checkpoint, or from the start, to the end or to a stop. Collective."""
+    def run(self, hooks: Hooks, until: int | None = None) -> Outcome:
+        """Train from the newest checkpoint, or from the start, to the end or to a stop. Collective.
+
+        until: an evaluation step after which to save and pause; from the end on it means nothing.
+        """
         step = self._resume()
+        if until is not None and until <= step < self.steps:
+            return Outcome(step, "pause", self.log.at(step))  # it got there before its group broke
         every = self.config.evaluation.every
         self.engine.train(True)
         metrics: Metrics = {}
@@ -102,19 +109,20 @@ class Loop:
             metrics, stop = self._step(step, hooks)
             step += 1
             last = step == self.steps
+            pause = step == until and not last
             if last or (every and step % every == 0):
                 metrics |= self._evaluate(hooks) | self.clock.shares()
             if last or step % self.config.training.log_every == 0 or "eval/nll" in metrics:
                 self.log.add(step, metrics)
-            if stop == "save" or (step % self.checkpoint_every == 0 and not last):
-                self._save(step)
+            if pause or stop == "save" or (step % self.checkpoint_every == 0 and not last):
+                self._save(step, keep=1 if pause else KEEP_CHECKPOINTS)
             if "eval/nll" in metrics or step % self.checkpoint_every == 0:
                 self.log.flush()
                 if self.ranks.rank == 0:
                     hooks.report(step, metrics)
-            if stop and not last:
+            if (pause or stop) and not last:
                 self.log.flush()
-                return Outcome(step, stop, metrics)
+                return Outcome(step, stop or "pause", metrics)
         self.log.flush()
         return Outcome(step, None, metrics)
 
@@ -212,11 +220,11 @@ class Loop:
         self.engine.train(True)
         return metrics
 
-    def _save(self, step: int) -> None:
+    def _save(self, step: int, keep: int) -> None:
         self.log.flush()
         root = self.folder / "checkpoints"
         with self.clock("checkpoint"):
-            checkpoint.save(root, step, self.identity, self.ranks, self.engine.save, KEEP_CHECKPOINTS)
+            checkpoint.save(root, step, self.identity, self.ranks, self.engine.save, keep)
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
@@ -259,6 +267,13 @@ class MetricLog:
             with self.path.open("a") as file:
                 file.write("".join(line + "\n" for line in self.pending))
         self.pending.clear()
+
+    def at(self, step: int) -> Metrics:
+        """What was logged at a step; nothing on the other ranks."""
+        if not self.writes:
+            return {}
+        line = next(line for line in self.path.read_text().splitlines() if _step_of(line) == step)
+        return {name: value for name, value in json.loads(line).items() if name not in ("step", "time")}
 
     def cut(self, step: int) -> None:
         """Forget what came after `step`: it will be done again."""

@@ -68,6 +68,22 @@ def test_a_failed_trial_is_not_run_again() -> None:
     run(scenario)
 
 
+def test_a_paused_trial_frees_its_group_and_is_taken_again_when_it_goes_on() -> None:
+    async def scenario(board: Board) -> None:
+        await board.submit("a", "job a")
+        await board.submit("b", "job b")
+        await board.take(0)
+        await board.report(0, "a", Report("paused", 4, {"eval/nll": 2.0}))
+        assert await board.take(0) == "job b"
+        await board.submit("a", "job a, further")
+        await board.report(0, "b", Report("finished", 8))
+        assert await board.take(0) == "job a, further"
+        await board.report(0, "a", Report("finished", 8))
+        assert [r.kind for r in await board.reports("a", 0)] == ["finished"]
+
+    run(scenario)
+
+
 def test_broken_group_gets_its_trial_back_until_the_limit() -> None:
     async def scenario(board: Board) -> None:
         await board.wanted(0, with_work=False)

@@ -59,8 +59,12 @@ def steps_of(config: SweepConfig, run: Any, metric: str = "train/loss") -> list[
     return [m.step for m in client.get_metric_history(run.info.run_id, metric)]
 
 
+def logged(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def losses(folder: Path) -> list[float]:
-    return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["train/loss"] for row in logged(folder)]
 
 
 @pytest.mark.slow
@@ -118,28 +122,57 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
         sweep(longer, quiet(), resume=True)
 
 
-@pytest.mark.slow
-def test_asha_stops_trials_at_a_step_boundary(ray_cluster: None, make_config: Make) -> None:
-    """Stopped trials are KILLED with a reason, finished ones are not, and Optuna never sees two budgets as one."""
+def halved(make_config: Make, steps: int, trials: int, asha: dict[str, int], **changes: Any) -> SweepConfig:
     config = make_config()
-    config = make_config(
-        training=config.training.model_dump() | {"steps": 40, "checkpoint_every": 40},
-        evaluation={"generation": None, "every": 4},
-        search={"trials": 2, "metric": "eval/nll", "asha": {"grace_period": 4, "reduction_factor": 2}},
-        workers={"count": 1, "max_concurrent": 1},
+    return make_config(
+        training=config.training.model_dump() | {"steps": steps, "checkpoint_every": steps},
+        evaluation={"generation": None, "every": 1},
+        search={"trials": trials, "metric": "eval/nll", "asha": asha},
+        **changes,
     )
+
+
+@pytest.mark.slow
+def test_halving_resumes_what_it_promotes_and_costs_little(ray_cluster: None, make_config: Make) -> None:
+    """16 searched trials, of which a quarter goes on at each of 3 rungs: at most 2.5 full runs, no step done twice."""
+    config = halved(make_config, steps=16, trials=16, asha={"grace_period": 1, "reduction_factor": 4})
     (result,) = sweep(config, quiet())
-    statuses = [t.status for t in result.trials]
-    assert "KILLED" in statuses
-    assert "FINISHED" in statuses
+    folder = study_folder(config.for_backbone("tiny")) / "trials"
+    searched = {t.trial_id: t for t in result.trials if t.trial.role == "search"}
+    assert len(result.trials) == 20
+    assert {t.status for t in result.trials if t.trial.role == "baseline"} == {"FINISHED"}
+    steps = {t: [row["step"] for row in logged(folder / t)] for t in searched}
+    trained = sum(map(len, steps.values()))
+    for trial_id, trial in searched.items():
+        assert steps[trial_id] == list(range(1, trial.step + 1))
+        assert trial.status == ("FINISHED" if trial.step == 16 else "KILLED")
+        assert trial.reason == ("" if trial.step == 16 else f"stopped early at step {trial.step}")
+        assert not (folder / trial_id / "checkpoints").exists()
+        if trial.step > 1:
+            when = (folder / trial_id / "promoted.json").stat().st_mtime
+            trained += sum(row["time"] > when for row in logged(folder / trial_id) if row["step"] <= trial.step // 4)
+    reached = sorted(t.step for t in searched.values())
+    assert reached.count(16) == 1
+    assert 1 <= len(reached) - reached.count(1) <= 4
+    assert trained <= 2.5 * 16
+
     _, children = runs_of(config)
+    assert len(children) == 20
     for child in children:
-        if child.info.status == "KILLED":
-            assert child.data.tags["stop_reason"].startswith("stopped early at step")
-            assert max(steps_of(config, child)) < 40
-        else:
-            assert steps_of(config, child) == list(range(1, 41))
-    assert {c.info.status for c in children} == {"KILLED", "FINISHED"}
+        trial_id = child.data.tags["raysft.trial_id"]
+        row = next(t for t in result.trials if t.trial_id == trial_id)
+        assert child.info.status == row.status
+        assert steps_of(config, child) == list(range(1, row.step + 1))
+        if row.status == "KILLED":
+            assert child.data.tags["stop_reason"] == row.reason
+
+    promoted = [t for t in searched.values() if t.step > 1]
+    search = config.search.model_copy(update={"asha": None, "trials": 0})
+    whole = config.model_copy(update={"name": "whole", "search": search})
+    (undisturbed,) = sweep(whole, quiet(), given=lambda study: [t.trial for t in promoted])
+    for before, after in zip(promoted, undisturbed.trials, strict=True):
+        there = losses(study_folder(whole.for_backbone("tiny")) / "trials" / after.trial_id)
+        assert losses(folder / before.trial_id) == there[: before.step]
 
 
 def train_workers() -> list[psutil.Process]:
@@ -187,19 +220,17 @@ def test_killed_worker_resumes_its_trial_bitwise(ray_cluster: None, make_config:
 
 
 @pytest.fixture
-def command_line(make_config: Make, tmp_path: Path) -> Iterator[tuple[SweepConfig, Run]]:
-    """A sweep file of slow enough trials, and a function that runs `raysft sweep` on it in a process of its own.
+def command_line(tmp_path: Path) -> Iterator[Run]:
+    """A function that runs `raysft sweep` on a config in a process of its own.
 
     The file names its data and backbone as people do: relative to where they are.
     """
-    config = make_config()
-    config = make_config(training=config.training.model_dump() | {"steps": 150, "checkpoint_every": 15})
-    file = tmp_path / "sweep.yaml"
-    root = str(config.output.parents[1])
-    file.write_text(dump(config).replace(f"{root}/", f"{os.path.relpath(root, tmp_path)}/"))
     started: list[subprocess.Popen[str]] = []
 
-    def run(*options: str) -> subprocess.Popen[str]:
+    def run(config: SweepConfig, *options: str) -> subprocess.Popen[str]:
+        file = tmp_path / "sweep.yaml"
+        root = str(config.output.parents[1])
+        file.write_text(dump(config).replace(f"{root}/", f"{os.path.relpath(root, tmp_path)}/"))
         process = subprocess.Popen(
             [sys.executable, "-m", "raysft", "sweep", str(file), *options],
             stdout=subprocess.PIPE,
@@ -210,7 +241,7 @@ def command_line(make_config: Make, tmp_path: Path) -> Iterator[tuple[SweepConfi
         started.append(process)
         return process
 
-    yield config, run
+    yield run
     for process in started:
         if process.poll() is None:
             process.kill()
@@ -219,11 +250,14 @@ def command_line(make_config: Make, tmp_path: Path) -> Iterator[tuple[SweepConfi
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_interrupted_sweep_resumes_where_it_was(command_line: Any, tmp_path: Path, how: signal.Signals) -> None:
-    config, run = command_line
+def test_interrupted_sweep_resumes_where_it_was(
+    command_line: Run, make_config: Make, tmp_path: Path, how: signal.Signals
+) -> None:
+    config = make_config()
+    config = make_config(training=config.training.model_dump() | {"steps": 150, "checkpoint_every": 15})
     study = config.for_backbone("tiny")
     trials = study_folder(study) / "trials"
-    first = run()
+    first = command_line(config)
     wait_until(lambda: bool(list(trials.glob("*/result.json"))) and len(list(trials.glob("*/checkpoints/step-*"))) >= 1)
     first.send_signal(how)
     said, _ = first.communicate(timeout=120)
@@ -233,7 +267,7 @@ def test_interrupted_sweep_resumes_where_it_was(command_line: Any, tmp_path: Pat
         assert "--resume" in said
         parents, children = runs_of(config)
         assert {r.info.status for r in [*parents, *children]} <= {"FINISHED", "KILLED"}
-    second = run("--resume")
+    second = command_line(config, "--resume")
     said, _ = second.communicate(timeout=400)
     assert second.returncode == 0, said
     _, children = runs_of(config)
@@ -249,6 +283,52 @@ def test_interrupted_sweep_resumes_where_it_was(command_line: Any, tmp_path: Pat
     bench = bench_here(study.model_copy(update={"output": tmp_path / "other"}))
     bench.run(Job("plain", trial, tmp_path / "plain"))
     assert losses(interrupted[0]) == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_interrupted_halving_goes_on_by_the_ledger(command_line: Run, make_config: Make, tmp_path: Path) -> None:
+    """Killed when a trial has just been promoted: paused ones stay paused, promoted ones go on, none begins anew."""
+    asha = {"grace_period": 8, "reduction_factor": 2}
+    config = halved(make_config, steps=32, trials=6, asha=asha, workers={"count": 1, "max_concurrent": 1})
+    study = config.for_backbone("tiny")
+    trials = study_folder(study) / "trials"
+    first = command_line(config)
+    wait_until(lambda: bool(list(trials.glob("*/promoted.json"))))
+    first.kill()
+    first.communicate(timeout=120)
+    time.sleep(5)  # its workers notice that their driver is gone
+    known = {p.parent.name: p.stat().st_mtime_ns for p in trials.glob("*/metrics.jsonl")}
+    promoted = {p.parent.name for p in trials.glob("*/promoted.json")}
+    assert len(known) < 10, "the kill came too late to show anything"
+    second = command_line(config, "--resume")
+    said, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, said
+    _, children = runs_of(config)
+    assert len(children) == len(list(trials.iterdir())) == 10
+    reached = {}
+    for child in children:
+        trial_id = child.data.tags["raysft.trial_id"]
+        (end,) = (json.loads(path.read_text()) for path in (trials / trial_id).glob("end.json"))
+        reached[trial_id] = end["step"]
+        assert child.info.status == end["status"] == ("FINISHED" if end["step"] == 32 else "KILLED")
+        assert steps_of(config, child) == [row["step"] for row in logged(trials / trial_id)]
+        assert steps_of(config, child) == list(range(1, end["step"] + 1))
+    searched = [reached[f"{number:04d}"] for number in range(4, 10)]
+    assert [reached[f"{number:04d}"] for number in range(4)] == [32] * 4
+    assert set(searched) <= {8, 16, 32}
+    assert searched.count(32) == 1
+    assert 1 <= len(searched) - searched.count(8) <= 3
+    for trial_id in promoted:
+        assert reached[trial_id] > 8
+    for trial_id, when in known.items():
+        if reached[trial_id] == 8:
+            assert (trials / trial_id / "metrics.jsonl").stat().st_mtime_ns == when, "a paused trial ran again"
+    best = next(trial_id for trial_id, step in reached.items() if step == 32 and trial_id >= "0004")
+    trial = TrialConfig.model_validate_json((trials / best / "trial.json").read_text())
+    bench = bench_here(study.model_copy(update={"output": tmp_path / "other"}))
+    bench.run(Job("plain", trial, tmp_path / "plain"))
+    assert losses(trials / best) == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 
 
 @pytest.mark.slow

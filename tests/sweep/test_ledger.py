@@ -61,4 +61,24 @@ def test_evaluations_are_read_back_without_a_line_that_was_cut(tmp_path: Path) -
     points = [{"step": 1, "time": 5.0, "train/loss": 1}, {"step": 2, "time": 6.0, "eval/nll": 0.5}]
     lines = "".join(json.dumps(point) + "\n" for point in points)
     (tmp_path / name / "metrics.jsonl").write_text(lines + '{"step": 3, "time": 7.0, "eval')
-    assert ledger.values(name, "eval/nll") == {2: (6.0, 0.5)}
+    assert ledger.values(name, "eval/nll") == {2: 0.5}
+    assert ledger.points(name) == {1: {"time": 5.0, "train/loss": 1}, 2: {"time": 6.0, "eval/nll": 0.5}}
+
+
+def test_a_promotion_is_remembered(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    name = ledger.begin(trial(0))
+    assert ledger.promoted(name) is None
+    ledger.promote(name, 8)
+    ledger.promote(name, 16)
+    assert ledger.promoted(name) == 16
+    assert ledger.rows() == [TrialRow(name, trial(0))]
+
+
+def test_only_a_stopped_trial_loses_its_checkpoints(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    for status, kept in (("KILLED", False), ("FAILED", True)):
+        name = ledger.begin(trial(0))
+        (tmp_path / name / "checkpoints" / "step-00000004").mkdir(parents=True)
+        ledger.end(TrialRow(name, trial(0), status))  # type: ignore[arg-type]
+        assert (tmp_path / name / "checkpoints").exists() == kept

@@ -1,79 +1,16 @@
-"""The search space and the searcher: baselines first, conditional parameters, budgets not mixed."""
-
-import itertools
-import json
-import math
-import tempfile
-from pathlib import Path
-from typing import Any
+"""The search space as Optuna sees it: what is drawn lies in it, and comes back as what was drawn."""
 
 import optuna
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.trial import TrialState
 
-from raysft.config import PAPER_BASELINES, SearchConfig, SpaceConfig, TrialConfig
+from raysft.config import SearchConfig, SpaceConfig, TrialConfig
 from raysft.objectives import Power
 from raysft.probe import Capability
-from raysft.sweep.ledger import Ledger, Status, TrialRow
-from raysft.sweep.space import Space, StudySearch, _fits
+from raysft.sweep.space import Space, _fits, sampler
+from raysft.trial import resolve_threshold
 
-SEARCH = SearchConfig(metric="eval/nll", trials=4)
 RATE = 1e-3
-
-
-def capability() -> Capability:
-    """A base model whose p is uniform on [0, 1]."""
-    return Capability(
-        mean_probability=0.5,
-        mean_logp=-1.0,
-        share_above=0.45,
-        tokens=1000,
-        samples=10,
-        quantiles=[i / 100 for i in range(101)],
-        histogram=[50] * 20,
-    )
-
-
-def trial_of(objective: Power) -> TrialConfig:
-    return TrialConfig(objective=objective, learning_rate=RATE, seed=0, role="baseline")
-
-
-def search_over(
-    space: SpaceConfig,
-    given_trials: list[TrialConfig] | None = None,
-    search: SearchConfig = SEARCH,
-    ledger: Ledger | None = None,
-) -> StudySearch:
-    """A searcher of a study of its own, or of one whose ledger is given."""
-    with tempfile.TemporaryDirectory() as folder:
-        searcher = StudySearch(
-            Space(space, RATE, seed=0), given_trials or [], search, capability(), ledger or Ledger(Path(folder))
-        )
-    return searcher
-
-
-def suggested(searcher: StudySearch, name: str) -> TrialConfig:
-    return TrialConfig.model_validate((searcher.suggest(name) or {})["trial"])
-
-
-def finished(value: float, step: int = 10) -> dict[str, Any]:
-    return {"eval/nll": value, "step": step, "finished": True, "training_iteration": 1}
-
-
-def test_given_trials_come_first_and_unchanged() -> None:
-    searcher = search_over(
-        SpaceConfig(exponent={"low": 0.1, "high": 5, "log": True}), [trial_of(b) for b in PAPER_BASELINES]
-    )
-    first = [suggested(searcher, str(i)) for i in range(4)]
-    assert [t.objective for t in first] == list(PAPER_BASELINES)
-    assert {t.role for t in first} == {"baseline"}
-    later = suggested(searcher, "4")
-    assert later.role == "search"
-    assert 0.1 <= later.objective.exponent <= 5
-
-
 POWER = {"type": "power"}
 FOCAL = {"type": "focal", "gamma": {"low": 0, "high": 5}}
 GEM = {"type": "gem", "beta": [0.5, 0.7], "link": ["linear", "logsigmoid"]}
@@ -90,184 +27,48 @@ SPACES = st.builds(
 )
 
 
-@given(SPACES, st.integers(0, 1000))
-def test_every_suggestion_lies_in_the_space(space: SpaceConfig, seed: int) -> None:
-    searcher = search_over(space, search=SearchConfig(metric="eval/nll", seed=seed))
-    for i in range(3):
-        trial = suggested(searcher, str(i))
-        objective = trial.objective
-        assert objective.threshold_unit == "probability"
-        for key, dimension in space.dimensions(objective.type).items():
-            assert _fits(dimension, getattr(objective, key))
-        if objective.threshold is None:
-            assert space.threshold is None or space.threshold_optional
-            assert objective.keep == "above"
-        else:
-            assert space.threshold is not None
-            assert objective.keep in space.keep
-            assert (trial.quantile is not None) == (space.threshold_unit == "quantile")
-        assert set(searcher.space.locate(trial, capability())[1]) >= set(searcher._ot_study.trials[i].params)
-        searcher.on_trial_complete(str(i), finished(float(i)))
-    assert [t.state for t in searcher._ot_study.trials] == [TrialState.COMPLETE] * 3
+def capability() -> Capability:
+    """A base model whose p is uniform on [0, 1]."""
+    return Capability(
+        mean_probability=0.5,
+        mean_logp=-1.0,
+        share_above=0.45,
+        tokens=1000,
+        samples=10,
+        quantiles=[i / 100 for i in range(101)],
+        histogram=[50] * 20,
+    )
 
 
-def test_baselines_inside_the_space_teach_the_sampler_and_others_do_not() -> None:
-    space = SpaceConfig(exponent={"low": 0.5, "high": 5}, threshold={"low": 0, "high": 0.5}, keep=["above", "below"])
-    searcher = search_over(space, [trial_of(b) for b in PAPER_BASELINES])
-    for i in range(4):
-        searcher.suggest(str(i))
-        searcher.on_trial_complete(str(i), finished(float(i)))
-    (told,) = searcher._ot_study.trials  # only -p: exponents 0 and 10 are outside
-    assert told.params == {"exponent": 1.0, "thresholded": False}
-    assert told.value == 1.0
-
-
-def test_an_interval_is_searched_at_both_ends() -> None:
-    space = SpaceConfig(threshold={"low": 0, "high": 0.4}, upper={"low": 0.5, "high": 1}, threshold_optional=False)
-    searcher = search_over(space)
-    for i in range(3):
-        trial = suggested(searcher, str(i))
-        assert 0 <= trial.objective.threshold <= 0.4 < 0.5 <= trial.objective.upper <= 1
-        params, _ = searcher.space.locate(trial, capability())
-        assert params == searcher._ot_study.trials[i].params
-        searcher.on_trial_complete(str(i), finished(float(i)))
+@given(SPACES, st.integers(0, 1000), st.integers(0, 2))
+def test_every_draw_lies_in_the_space_and_is_found_there_again(space: SpaceConfig, seed: int, drawn: int) -> None:
+    found = Space(space, RATE, seed=0)
+    asked = optuna.create_study(sampler=sampler(SearchConfig(seed=seed), drawn)).ask()
+    found(asked)
+    trial = resolve_threshold(found.trial(asked.params), capability())
+    objective = trial.objective
+    assert objective.threshold_unit == "probability"
+    for key, dimension in space.dimensions(objective.type).items():
+        assert _fits(dimension, getattr(objective, key))
+    if objective.threshold is None:
+        assert space.threshold is None or space.threshold_optional
+        assert objective.keep == "above"
+    else:
+        assert space.threshold is not None
+        assert objective.keep in space.keep
+        assert (trial.quantile is not None) == (space.threshold_unit == "quantile")
+    params, distributions = found.locate(trial, capability())
+    assert params == asked.params
+    assert distributions == asked.distributions
 
 
 def test_a_given_trial_of_another_objective_lies_where_it_belongs() -> None:
     space = Space(SpaceConfig(objectives=[{"type": "power"}, FOCAL], exponent=[0, 1]), RATE, seed=0)
     focal = TrialConfig(objective={"type": "focal", "gamma": 3}, learning_rate=RATE, seed=0)
     assert space.locate(focal, capability())[0] == {"objective": "focal", "focal.gamma": 3.0}
-    assert space.locate(trial_of(Power(exponent=1)), capability())[0] == {"objective": "power", "exponent": 1.0}
-    assert space.locate(trial_of(Power(exponent=1, final_exponent=0)), capability()) == ({}, {})
+    one = TrialConfig(objective=Power(exponent=1), learning_rate=RATE, seed=0)
+    assert space.locate(one, capability())[0] == {"objective": "power", "exponent": 1.0}
+    moving = TrialConfig(objective=Power(exponent=1, final_exponent=0), learning_rate=RATE, seed=0)
+    assert space.locate(moving, capability()) == ({}, {})
     dft = TrialConfig(objective={"type": "dft"}, learning_rate=RATE, seed=0)
     assert space.locate(dft, capability()) == ({}, {})
-
-
-def test_threshold_baseline_is_told_as_its_quantile() -> None:
-    space = SpaceConfig(
-        exponent=0, threshold={"low": 0, "high": 1}, threshold_unit="quantile", threshold_optional=False
-    )
-    searcher = search_over(space, [trial_of(PAPER_BASELINES[3])])
-    searcher.suggest("a")
-    searcher.on_trial_complete("a", finished(1.0))
-    (told,) = searcher._ot_study.trials
-    assert told.params == pytest.approx({"threshold": 0.2}, abs=0.01)
-
-
-def test_stopped_trial_is_pruned_with_its_step_and_failed_one_failed() -> None:
-    searcher = search_over(SpaceConfig(exponent={"low": 0.5, "high": 5}))
-    early = {"eval/nll": 1.5, "step": 20, "finished": False, "training_iteration": 1}
-    for name in "abc":
-        searcher.suggest(name)
-    searcher.on_trial_result("a", early)
-    searcher.on_trial_complete("a", early)
-    searcher.on_trial_complete("b", None, error=True)
-    searcher.on_trial_complete("c", finished(float("nan")))
-    states = [t.state for t in searcher._ot_study.trials]
-    assert states == [TrialState.PRUNED, TrialState.FAIL, TrialState.PRUNED]
-    assert searcher._ot_study.trials[0].intermediate_values == {20: 1.5}
-
-
-NARROW = SpaceConfig(exponent={"low": 0.5, "high": 5})
-GIVEN = [trial_of(b) for b in PAPER_BASELINES]
-
-
-def test_a_resumed_search_goes_by_the_ledger(tmp_path: Path) -> None:
-    """Interrupted and failed trials first, under their ids; what had ended is learned from and not tried again."""
-    ledger = Ledger(tmp_path)
-    searcher = search_over(NARROW, GIVEN, ledger=ledger)
-    begun = [searcher.suggest(name) or {} for name in "abcdef"]
-    assert [params["trial_id"] for params in begun] == ["0000", "0001", "0002", "0003", "0004", "0005"]
-    rows = ledger.rows()
-    assert [row.trial.model_dump(mode="json") for row in rows] == [params["trial"] for params in begun]
-    for number, value in ((0, 3.0), (1, 2.0), (4, 1.0)):
-        record(ledger, rows[number], "FINISHED", {5: value + 1, 10: value})
-    record(ledger, rows[5], "KILLED", {5: 4.0})
-    record(ledger, rows[2], "FAILED", {})
-
-    resumed = search_over(NARROW, GIVEN, ledger=ledger)
-    learned = resumed._ot_study.trials
-    assert [t.params["exponent"] for t in learned] == [
-        1,
-        rows[4].trial.objective.exponent,
-        rows[5].trial.objective.exponent,
-    ]
-    assert [t.state for t in learned] == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED]
-    assert [t.value for t in learned] == [2.0, 1.0, 4.0]
-    assert learned[0].intermediate_values == {5: 3.0, 10: 2.0}
-    again = [resumed.suggest(name) or {} for name in "ghi"]
-    assert again[:2] == [begun[2], begun[3]]
-    assert again[2]["trial_id"] == "0006"
-    assert again[2]["trial"]["role"] == "search"
-    assert ledger.rows()[2].status == "INTERRUPTED", "it runs again"
-
-
-def test_a_value_that_is_no_number_teaches_nothing_after_a_resume(tmp_path: Path) -> None:
-    """As it does before one: such a trial is pruned at its last number, or unknown to the sampler."""
-    ledger = Ledger(tmp_path)
-    searcher = search_over(NARROW, ledger=ledger)
-    for name in "ab":
-        searcher.suggest(name)
-    first, second = ledger.rows()
-    record(ledger, first, "FINISHED", {5: 2.0, 10: math.nan})
-    record(ledger, second, "FINISHED", {10: math.nan})
-    (told,) = search_over(NARROW, ledger=ledger)._ot_study.trials
-    assert (told.state, told.value) == (TrialState.PRUNED, 2.0)
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
-@pytest.mark.parametrize("begun", [1, 3, 6])
-def test_a_resumed_search_draws_nothing_twice(tmp_path: Path, sampler: Any, begun: int) -> None:
-    ledger = Ledger(tmp_path)
-    search = SearchConfig(metric="eval/nll", sampler=sampler)
-    first = search_over(NARROW, GIVEN[:2], search, ledger)
-    drawn = [suggested(first, str(i)).objective.exponent for i in range(2 + begun)][2:]
-    for row in ledger.rows():
-        record(ledger, row, "FINISHED", {10: 1.0})
-    second = search_over(NARROW, GIVEN[:2], search, ledger)
-    drawn += [suggested(second, str(i)).objective.exponent for i in range(8 - begun)]
-    assert len(set(drawn)) == 8
-    if sampler == "tpe":
-        whole = search_over(NARROW, search=search)
-        assert drawn == [suggested(whole, str(i)).objective.exponent for i in range(8)]
-
-
-def record(ledger: Ledger, row: TrialRow, status: Status, values: dict[int, float]) -> None:
-    """A trial's evaluations and its end, as its workers and the driver write them."""
-    lines = [json.dumps({"step": step, "time": 1.7e9, "eval/nll": value}) for step, value in values.items()]
-    (ledger.folder / row.trial_id / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
-    metrics = {"eval/nll": values[max(values)]} if values else {}
-    ledger.end(TrialRow(row.trial_id, row.trial, status, metrics, max(values, default=0)))
-
-
-def test_same_seed_same_suggestions() -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-    def run() -> list[float]:
-        searcher = search_over(SpaceConfig(exponent={"low": 0.0, "high": 10}))
-        values = []
-        for i in range(12):
-            trial = suggested(searcher, str(i))
-            values.append(trial.objective.exponent)
-            searcher.on_trial_complete(str(i), finished((trial.objective.exponent - 2) ** 2))
-        return values
-
-    assert run() == run()
-
-
-@given(st.integers(0, 10_000), st.integers(2, 8), st.booleans())
-def test_first_draws_leave_no_wide_gap(seed: int, count: int, log: bool) -> None:
-    """Every prefix of the golden-ratio sequence: no gap wider than twice the even one (on the circle)."""
-    space = SpaceConfig(exponent={"low": 0.1, "high": 10, "log": log})
-    searcher = search_over(space, search=SearchConfig(metric="eval/nll", seed=seed))
-    values = [suggested(searcher, str(i)).objective.exponent for i in range(count)]
-    shares = sorted((math.log10(v) + 1) / 2 if log else (v - 0.1) / 9.9 for v in values)
-    gaps = [b - a for a, b in itertools.pairwise([*shares, shares[0] + 1])]
-    assert max(gaps) < 2 / count
-
-
-def test_a_stepped_range_is_reached_at_both_ends() -> None:
-    space = SpaceConfig(exponent={"low": 0, "high": 1, "step": 0.5})
-    searcher = search_over(space)
-    values = {suggested(searcher, str(i)).objective.exponent for i in range(8)}
-    assert values == {0.0, 0.5, 1.0}

@@ -147,6 +147,35 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(make_config: Make, tmp_pat
         assert losses(folder) == expected
 
 
+def test_a_trial_pauses_where_it_is_told_to_and_goes_on_bitwise(make_config: Make, tmp_path: Path) -> None:
+    """No step is done twice, and a group that gets a paused trial once more hands it back untouched."""
+    config = make_config()
+    config = make_config(training=config.training.model_dump() | {"checkpoint_every": 5}, evaluation={"every": 2})
+    bench = bench_here(config)
+    trial = trial_of(Power(exponent=0.5))
+    bench.run(Job("whole", trial, tmp_path / "whole"))
+    folder = tmp_path / "paused"
+    trained = []
+    for until in (2, 2, 4, 6):
+        steps: list[int] = []
+        result = bench.run(Job("paused", trial, folder, until), stop=lambda steps=steps: steps.append(1))  # type: ignore[misc]
+        trained.append(len(steps))
+        last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+        assert (result.step, last["step"]) == (until, until)
+        assert result.metrics == {k: v for k, v in last.items() if k not in ("step", "time")}
+        assert "eval/nll" in result.metrics
+        assert result.status == ("finished" if until == 6 else "paused")
+        saved = [] if until == 6 else [f"step-{until:08d}"]
+        assert [path.name for path in folder.glob("checkpoints/*")] == saved
+    assert trained == [2, 0, 2, 2]
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def test_a_rung_beyond_the_end_means_nothing(make_config: Make, tmp_path: Path) -> None:
+    bench = bench_here(make_config())
+    assert bench.run(Job("t", trial_of(Power()), tmp_path / "t", until=100)).status == "finished"
+
+
 def test_bench_reused_is_bitwise_a_fresh_one(make_config: Make, tmp_path: Path) -> None:
     config = make_config()
     used = bench_here(config)

@@ -1,0 +1,163 @@
+"""What runs next: Tune's searcher over the space, which goes by the ledger and, where it is asked for, by halving."""
+
+from typing import Any
+
+import optuna
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+
+from raysft.config import SearchConfig, TrialConfig
+from raysft.probe import Capability
+from raysft.sweep.halving import Halving
+from raysft.sweep.ledger import Ledger, TrialRow
+from raysft.sweep.space import Space, sampler
+from raysft.trial import resolve_threshold
+
+
+class StudySearch(Searcher):
+    """First the trials that were interrupted, then those that are promoted, then what is left of the given ones, then
+    searched ones, each entered into the ledger as it begins.
+
+    To Tune, each way of a trial to its end or to the rung where it is paused is a trial of its own. Tune's own PAUSE
+    would live only as long as the process, so that a resume would need a second way to promote.
+
+    Optuna's study is made anew for each trial that is drawn, from what is known then: a trial on its first way is
+    running, one that was paused or stopped is pruned at that step, so that values of different budgets are never mixed;
+    failed ones are unknown. Given trials need not lie in the space; the sampler learns from those that do.
+    """
+
+    def __init__(
+        self, space: Space, given: list[TrialConfig], search: SearchConfig, capability: Capability, ledger: Ledger
+    ) -> None:
+        super().__init__(metric=search.metric, mode=search.mode)
+        self.space, self.search, self.capability, self.ledger = space, search, capability, ledger
+        self.halving = Halving(search.asha, search.mode == "max") if search.asha else None
+        self.trials: dict[str, TrialConfig] = {}  # by the ledger's ids, as all here but `running`
+        self.values: dict[str, dict[int, float]] = {}  # step -> metric, where it is a number
+        self.known: dict[str, FrozenTrial] = {}  # what Optuna is told
+        self.running: dict[str, str] = {}  # Tune's id -> the ledger's
+        self.due: list[str] = []
+        self.over = False
+        rows = ledger.rows()
+        self.waiting = given[len(rows) :]
+        self.drawn = max(0, len(rows) - len(given))
+        for row in rows:
+            self._recall(row)
+
+    @property
+    def paused(self) -> set[str]:
+        return self.halving.paused if self.halving else set()
+
+    def suggest(self, trial_id: str) -> Any:
+        """What Tune hands to the trial's function; None: ask again when something has ended; or Searcher.FINISHED."""
+        name = self._next()
+        if name is None:
+            self.over = not self.running
+            return Searcher.FINISHED if self.over else None
+        self.running[trial_id] = name
+        if name not in self.known:
+            self._learn(name, TrialState.RUNNING)
+        until = self.halving.sent.get(name) if self.halving else None
+        return {"trial_id": name, "trial": self.trials[name].model_dump(mode="json"), "until": until}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        name, value = self.running[trial_id], result.get(self.metric)
+        if value is None:
+            return
+        if value == value:
+            self.values[name][int(result["step"])] = float(value)
+        if self.halving:
+            self.halving.record(name, int(result["step"]), float(value))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """result: the last one, whose `kind` says whether the trial has finished or is paused."""
+        if error or not result:
+            self.known.pop(self.running.pop(trial_id), None)
+            return
+        self.on_trial_result(trial_id, result)
+        name = self.running.pop(trial_id)
+        if self.halving and result.get("kind") == "paused":
+            self.halving.pause(name)
+        whole = result.get("kind") == "finished" and int(result["step"]) in self.values[name]
+        self._learn(name, TrialState.COMPLETE if whole else TrialState.PRUNED)
+
+    def study(self) -> optuna.Study:
+        """Optuna's study of what is known now, with a sampler for the next trial."""
+        direction = StudyDirection.MAXIMIZE if self.search.mode == "max" else StudyDirection.MINIMIZE
+        study = optuna.create_study(direction=direction, sampler=sampler(self.search, self.drawn))
+        study.add_trials(self.known.values())
+        return study
+
+    def save(self, checkpoint_path: str) -> None:
+        """Tune saves its searchers; a resume makes this one anew."""
+
+    def _next(self) -> str | None:
+        if self.due:
+            self.ledger.begin_again(self.due[0])
+            return self.due.pop(0)
+        if self.halving and (name := self.halving.promote()):
+            return self._promoted(name)
+        if self.waiting:
+            return self._begin(self.waiting.pop(0))
+        if self.drawn < self.search.trials:
+            asked = self.study().ask()
+            self.space(asked)
+            self.drawn += 1
+            return self._begin(self.space.trial(asked.params))
+        searched = self.halving.sent.keys() & self.running.values() if self.halving else ()
+        if self.halving and not searched and (name := self.halving.rescue()):
+            return self._promoted(name)
+        return None
+
+    def _begin(self, trial: TrialConfig) -> str:
+        trial = resolve_threshold(trial, self.capability)
+        name = self.ledger.begin(trial)
+        self.trials[name], self.values[name] = trial, {}
+        if self.halving and trial.role == "search":
+            self.halving.begin(name)
+        return name
+
+    def _promoted(self, name: str) -> str:
+        assert self.halving
+        self.ledger.promote(name, self.halving.sent[name])
+        return name
+
+    def _recall(self, row: TrialRow) -> None:
+        """A trial that began before an interruption: it has ended, is paused, or is due again."""
+        name = row.trial_id
+        recorded = self.ledger.values(name, self.metric)
+        self.trials[name] = row.trial
+        self.values[name] = {step: value for step, value in recorded.items() if value == value}
+        was_paused = False
+        if self.halving:
+            if row.trial.role == "search":
+                until = self.ledger.promoted(name)
+                self.halving.begin(name, until)
+                was_paused = until is not None
+                if row.status == "INTERRUPTED" and self.halving.sent[name] in recorded:
+                    self.halving.pause(name)
+            for step, value in recorded.items():
+                self.halving.record(name, step, value)
+        if row.ended or name in self.paused:
+            whole = row.status == "FINISHED" and row.step in self.values[name]
+            self._learn(name, TrialState.COMPLETE if whole else TrialState.PRUNED)
+            return
+        self.due.append(name)
+        last = self.halving.sent[name] // self.halving.factor if self.halving and was_paused else 0
+        self.values[name] = {step: value for step, value in self.values[name].items() if step <= last}
+        if was_paused:
+            self._learn(name, TrialState.PRUNED)
+
+    def _learn(self, name: str, state: TrialState) -> None:
+        """What Optuna is told of a trial from now on; of values the last counts."""
+        params, distributions = self.space.locate(self.trials[name], self.capability)
+        if params:
+            values = dict(self.values[name]) if state.is_finished() else {}
+            self.known[name] = optuna.trial.create_trial(
+                state=state,
+                value=values[max(values)] if values else None,
+                params=params,
+                distributions=distributions,
+                intermediate_values=values,
+            )
