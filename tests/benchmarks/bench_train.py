@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -173,9 +172,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(args: argparse.Namespace, setup: Setup) -> list[Runner]:
-    """The processes, begun one by one: what is loaded at once would be slow, and short of memory."""
+    """The processes after their first steps, begun one by one: what loads at once is slow, and short of memory."""
     context = multiprocessing.get_context("spawn")
-    runners = []
+    runners: list[Runner] = []
     for name in VARIANTS:
         family, _, loss_type = name.partition(" ")
         if family not in args.variants or (loss_type and args.trl_loss not in ("faster", loss_type)):
@@ -188,31 +187,24 @@ def start(args: argparse.Namespace, setup: Setup) -> list[Runner]:
         theirs.close()
         runners.append(Runner(name, process, ours, log))
         runners[-1].wait_ready()
+        print(f"{name}: first step, not timed, {runners[-1].step():.3g} s", flush=True)
+        end_slower([r for r in runners if r.name.startswith(f"{family} ")])
     return runners
 
 
+def end_slower(ways: list[Runner]) -> None:
+    """Of TRL's two ways to the loss, where both work, only the one whose second step is faster goes on."""
+    if len(ways) == 2 and not any(way.error for way in ways):
+        max(ways, key=Runner.step).end()
+
+
 def measure(runners: list[Runner], args: argparse.Namespace) -> None:
-    """First steps, the choice between TRL's ways to the loss, then the rounds."""
-    for runner in runners:
-        runner.step()
-    if args.trl_loss == "faster":
-        for runner in slower(runners):
-            runner.end()
+    """The rounds."""
     left = [runner for runner in runners if runner.process.is_alive() and not runner.error]
     for turn in range(args.repeats):
         at = turn % max(1, len(left))
         for runner in left[at:] + left[:at]:
             runner.timed += [runner.step() for _ in range(args.steps)]
-
-
-def slower(runners: Iterable[Runner]) -> list[Runner]:
-    """Of the two of each family of TRL that work, the one whose second step takes longer."""
-    losers = []
-    for family in TRL:
-        both = [r for r in runners if r.name.startswith(f"{family} ") and not r.error]
-        if len(both) == 2:
-            losers.append(max(both, key=Runner.step))
-    return losers
 
 
 def summary(runners: list[Runner], batch: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
