@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-faults check bench-head setup clean
+.PHONY: demo test test-fast test-faults check bench-head bench-train bench-sweep setup clean
 
 demo: setup
 	$(BIN)/raysft demo
@@ -20,9 +20,12 @@ check: setup
 	$(BIN)/mypy
 
 # The constraints keep what it compares with from changing any version. ARGS: flags of the script, e.g. --repeats 9.
-bench-head: setup
+bench-head bench-train: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
-	$(BIN)/python tests/benchmarks/bench_head.py $(ARGS)
+	$(BIN)/python tests/benchmarks/$(subst -,_,$@).py $(ARGS)
+
+bench-sweep: setup
+	$(BIN)/python tests/benchmarks/bench_sweep.py $(ARGS)
 
 setup: $(VENV)/.ready
 

@@ -1,5 +1,7 @@
 """DeepSpeed ZeRO behind the engine contract. Runs on gloo and CPU where there is no GPU."""
 
+import gc
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,12 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
 
 import deepspeed
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+# DeepSpeed's cache of a method of this class, under a decorator; its keys are coordinators and modules.
+_release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+RELEASE_CACHE = inspect.getclosurevars(_release).nonlocals["func"]
 
 
 def deepspeed_config(config: SweepConfig) -> dict[str, Any]:
@@ -101,4 +109,11 @@ class ZeroEngine:
         self.engine.train(mode)
 
     def close(self) -> None:
+        """Let go of weights, gradients and optimizer state, which the next trial's would come on top of."""
+        module = self.engine.module
         self.engine.destroy()
+        if self.stage == 3:  # two globals of DeepSpeed would keep every model that it ever sharded
+            FWD_MODULE_STACK[:] = [m for m in FWD_MODULE_STACK if m is not module]
+            RELEASE_CACHE.cache_clear()
+        del module, self.engine
+        gc.collect()  # an engine refers to itself; Python, by its own count of objects, would let tens of them pile up

@@ -8,14 +8,11 @@ import argparse
 import ctypes
 import gc
 import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,6 +21,7 @@ from typing import Any
 
 import torch
 from head_variants import HALF, VARIANTS, Bound, Case, Shape, Variant, make_case, naive, timed
+from telling import MIB, machine, number, reset_peak, resident, told, write
 
 from raysft.objectives.base import IGNORE_INDEX
 from raysft.objectives.head import linear_objective
@@ -38,7 +36,6 @@ BOUNDS = ("bound fp32", "bound bf16")
 TOLERANCE = {False: (1e-4, 3e-4), True: (2e-2, 3e-2)}
 PEERS = {"naive": ("naive fp32",) * 2, "autocast": ("naive bf16 autocast",) * 2}
 PEERS |= {"trl": ("trl chunked fp32", "trl chunked bf16"), "bound": BOUNDS}  # of a variant in fp32, in bf16
-MIB = 2**20
 
 
 def main() -> None:
@@ -50,10 +47,11 @@ def main() -> None:
         return
     variants, left_out = available(args.variants, args.device)
     torch.set_num_threads(args.threads)  # again, as what was imported may have changed it
-    report: dict[str, Any] = {"machine": machine(args), "repeats": args.repeats, "left_out": left_out}
-    print(_told("; ".join(f"{key} {value}" for key, value in report["machine"].items())))
+    facts = machine(args.threads, args.device, ("trl", "liger-kernel"))
+    report: dict[str, Any] = {"machine": facts, "repeats": args.repeats, "left_out": left_out}
+    print(told("; ".join(f"{key} {value}" for key, value in facts.items())))
     for name, reason in left_out.items():
-        print(_told(f"{name} is left out: {reason}"))
+        print(told(f"{name} is left out: {reason}"))
     report["sanity"] = check(variants, args.objectives, args.device)
     report["shapes"] = []
     for shape in args.shapes:
@@ -61,7 +59,7 @@ def main() -> None:
         result["memory"] = {v.name: memory_of(v.name, shape, args) for v in variants}
         report["shapes"].append(result)
         print(tables(result), flush=True)
-        _write(args.json, report)  # after each shape: a run of an hour must not be lost to its last minute
+        write(args.json, report)  # after each shape: a run of an hour must not be lost to its last minute
     flat = [v.name for v in variants if v.name in ("raysft fp32", "raysft bf16")]
     report["memory_by_rows"] = [
         {"rows": rows, "variant": name} | memory_of(name, args.shapes[0]._replace(rows=rows), args)
@@ -70,7 +68,7 @@ def main() -> None:
     ]
     layer = f"hidden {args.shapes[0].hidden}, vocabulary {args.shapes[0].vocabulary}"
     print(memory_table(f"Peak memory beyond the inputs by rows, {layer}, MiB", report["memory_by_rows"]))
-    _write(args.json, report)
+    write(args.json, report)
 
 
 def _arguments() -> argparse.Namespace:
@@ -128,29 +126,6 @@ def available(names: Sequence[str], device: str) -> tuple[list[Variant], dict[st
             continue
         variants.append(variant)
     return variants, left_out
-
-
-def machine(args: argparse.Namespace) -> dict[str, str]:
-    try:
-        lscpu = subprocess.run(["lscpu"], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}).stdout
-    except OSError:
-        lscpu = ""
-    model = re.search(r"Model name:\s*(.+)", lscpu)
-    facts = {
-        "cpu": model[1].strip() if model else platform.processor() or platform.machine(),
-        "cores": str(os.cpu_count()),
-        "threads": str(args.threads),
-        "load at the start": f"{os.getloadavg()[0]:.1f}",  # the times of a machine with other work are worth little
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "device": torch.cuda.get_device_name() if args.device == "cuda" else args.device,
-        "python": platform.python_version(),
-    }
-    for package in ("torch", "raysft", "trl", "liger-kernel"):
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            facts[package] = "not installed"
-    return facts
 
 
 def check(variants: list[Variant], objectives: list[Power], device: str) -> list[dict[str, Any]]:
@@ -226,8 +201,8 @@ def time_rounds(
     once = {v.name for v in variants if vocabulary >= v.once_from}
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(args.repeats):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
+    for turn in range(args.repeats):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
             if name in once and times[name]:
                 continue
             for case in cases.values():  # freeing the gradients of the one before is no part of this one's time
@@ -261,18 +236,12 @@ def measure_memory(name: str, shape: Shape, objective: Power, device: str) -> di
         peak = torch.cuda.max_memory_allocated() - before
     else:
         ctypes.CDLL(None).malloc_trim(0)  # else freed memory of the inputs' making could be used without showing
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, VmHWM
-        before = _resident("VmRSS")
+        reset_peak()
+        before = resident("VmRSS")
         variant.step(case, objective)
-        peak = _resident("VmHWM") - before
+        peak = resident("VmHWM") - before
     weight, hidden = (t.numel() * t.element_size() for t in (case.weight, case.hidden))
     return {"peak": peak, "without_grad_weight": peak - weight, "without_gradients": peak - weight - hidden}
-
-
-def _resident(key: str) -> int:
-    found = re.search(rf"{key}:\s*(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 def memory_of(name: str, shape: Shape, args: argparse.Namespace) -> dict[str, Any]:
@@ -298,17 +267,13 @@ def _json_of(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _told(text: str) -> str:
-    return textwrap.fill(text, 118)
-
-
 def tables(result: dict[str, Any]) -> str:
     """Of one shape: times, then memory."""
     shares = ", ".join(f"{name} {share:.0%}" for name, share in result["shares"].items())
     lines = [
         f"\n## {', '.join(f'{key} {value}' for key, value in result['shape'].items())}\n",
         f"{result['supervised']} rows are supervised; of them {shares}.",
-        *(_told(f"{b}: {'; '.join(map(' by '.join, c.items()))}.") for b, c in result["bound_calls"].items()),
+        *(told(f"{b}: {'; '.join(map(' by '.join, c.items()))}.") for b, c in result["bound_calls"].items()),
         "\nSeconds of forward + backward; x: how many times as long the other takes; share: bound / time.\n",
         "| objective (kept) | variant | median | min - max | x naive | x autocast | x trl | share |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -316,9 +281,9 @@ def tables(result: dict[str, Any]) -> str:
     for entry in result["objectives"]:
         label = f"{entry['objective']} ({entry['kept_share']:.0%})"
         for name, v in entry["variants"].items():
-            ratios = [_number(v[key], ".2f") for key in ("vs_naive", "vs_autocast", "vs_trl")]
+            ratios = [number(v[key], ".2f") for key in ("vs_naive", "vs_autocast", "vs_trl")]
             spread = f"{min(v['times']):.3g} - {max(v['times']):.3g}"
-            cells = [label, name, f"{v['median']:.3g}", spread, *ratios, _number(v["share_of_bound"], ".0%")]
+            cells = [label, name, f"{v['median']:.3g}", spread, *ratios, number(v["share_of_bound"], ".0%")]
             lines.append(f"| {' | '.join(cells)} |")
     memories = [{"variant": name} | memory for name, memory in result["memory"].items()]
     return "\n".join([*lines, memory_table("Peak memory beyond the inputs, MiB", memories)])
@@ -331,18 +296,9 @@ def memory_table(title: str, memories: list[dict[str, Any]]) -> str:
         name = f"{memory['rows']}, {memory['variant']}" if "rows" in memory else memory["variant"]
         found = [memory.get(key) for key in ("peak", "without_grad_weight", "without_gradients")]
         found.append(memory.get("tight", {}).get("without_gradients"))
-        cells = [_number(value and value / MIB, ".1f") for value in found]
+        cells = [number(value and value / MIB, ".1f") for value in found]
         lines.append(f"| {name} | {' | '.join(cells)} |" + (f" {memory['error'][:60]}" if "error" in memory else ""))
     return "\n".join(lines)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

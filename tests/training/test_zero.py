@@ -123,3 +123,50 @@ def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
             found, expected = losses(tmp_path / f"{name}-{other}"), losses(tmp_path / f"{name}-{other}-plain")
             assert found == pytest.approx(expected, rel=tolerance, abs=1e-6), (name, other)
             assert set(found) == {0.0} if other == "nothing" else len(set(found)) == len(found), (name, other)
+
+
+def count_what_is_left(settings: dict[str, Any]) -> None:
+    """A Ray Train worker: after each of a few trials, how many engines and models of theirs still live."""
+    from raysft.sweep.group import prepare_process
+
+    prepare_process({"workers": {"resources": {"CPU": 1}}})
+    import gc
+
+    import torch
+
+    from raysft.ranks import Ranks
+    from raysft.training.model import SFTModel
+    from raysft.trial import Bench
+
+    left: dict[str, list[list[int]]] = {}
+    for stage, config in settings["configs"].items():
+        bench = Bench(SweepConfig.model_validate(config), "zero", Ranks(), torch.device("cpu"))
+        import deepspeed  # as late as the engine does it
+
+        for number in range(3):
+            trial = TrialConfig(objective=Power(), learning_rate=3e-3, seed=number)
+            folder = Path(settings["folder"]) / f"{stage}-{number}"
+            bench.run(Job(folder.name, trial, folder))
+            alive = [type(o) for o in gc.get_objects()]  # without a look at anything lazy, as isinstance would take
+            counts = [sum(issubclass(t, kind) for t in alive) for kind in (deepspeed.DeepSpeedEngine, SFTModel)]
+            left.setdefault(stage, []).append(counts)
+    (Path(settings["folder"]) / "left.json").write_text(json.dumps(left))
+
+
+@pytest.mark.slow
+def test_a_trial_leaves_nothing_behind(ray_cluster: None, make_config: Make, tmp_path: Path) -> None:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    configs = {
+        str(n): changed(make_config, {"zero": {"stage": n}}, workers=1).model_dump(mode="json") for n in range(4)
+    }
+    TorchTrainer(
+        count_what_is_left,
+        train_loop_config={"configs": configs, "folder": str(tmp_path)},
+        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(storage_path=str(tmp_path / "train"), name="left"),
+    ).fit()
+    left = json.loads((tmp_path / "left.json").read_text())
+    assert left == {stage: [[0, 0]] * 3 for stage in configs}

@@ -1,0 +1,125 @@
+"""The benchmark of sweeps: how a run's records are read, and short real runs; no time is judged."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from raysft.config import SweepConfig
+from raysft.sweepfile import dump
+
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture
+def sweep_runs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    import sweep_runs
+
+    return sweep_runs
+
+
+@pytest.fixture
+def sweep_memory(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    import sweep_memory
+
+    return sweep_memory
+
+
+def _trial(folder: Path, begun: float) -> Path:
+    """From 1 s after `begun`: two steps of 200 tokens at 100 a second, then 3 s of evaluation."""
+    folder.mkdir(parents=True)
+    points: list[dict[str, Any]] = [
+        {"step": 1, "time": begun + 1 + 2, "train/tokens_per_second": 100.0},
+        {"step": 2, "time": begun + 3 + 2 + 3, "train/tokens_per_second": 100.0, "eval/nll": 1.0},
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(p) + "\n" for p in points))
+    return folder
+
+
+def test_work_is_steps_and_evaluation(sweep_runs: ModuleType, tmp_path: Path) -> None:
+    busy = sweep_runs.busy_seconds(_trial(tmp_path / "0000", begun=1000.0), [200, 200])
+    assert busy.steps == 4
+    assert busy.evaluation == 3
+    assert busy.seconds == 7
+    assert (busy.start, busy.end) == (1001, 1008)
+
+
+def test_gaps_are_within_a_slot(sweep_runs: ModuleType) -> None:
+    def trial(start: float, end: float) -> Any:
+        return sweep_runs.Busy(start, end, steps=end - start, evaluation=0)
+
+    one = sweep_runs.Study("b", 1, (trial(0, 4), trial(5, 8), trial(10, 12)))
+    assert one.gaps() == [1, 2]
+    assert one.up == 12
+    two = sweep_runs.Study("b", 2, (trial(0, 4), trial(1, 9), trial(6, 8), trial(9.5, 10), trial(11, 12)))
+    assert two.gaps() == [2, 1.5, 2]
+    facts = sweep_runs.Run(started=-10, wall=25, studies=(two,)).facts()
+    assert facts["until_first_trial"] == 10
+    assert facts["busy"] == 4 + 8 + 2 + 0.5 + 1
+    assert facts["efficiency"] == pytest.approx(15.5 / 50)
+    assert facts["efficiency_up"] == pytest.approx(15.5 / 24)
+    assert facts["gap"] == 2
+
+
+def test_tokens_of_steps_are_what_the_loop_sees(
+    sweep_runs: ModuleType, make_config: Callable[..., SweepConfig], tmp_path: Path
+) -> None:
+    from raysft.config import Job, TrialConfig
+    from raysft.inprocess import bench_here
+    from raysft.objectives import Power
+
+    config = make_config(training={"steps": 3}, evaluation={"generation": None}, search={"metric": "eval/nll"})
+    study = config.for_backbone("tiny")
+    tokens = sweep_runs.step_tokens(study)
+    assert len(tokens) == 3
+    folder = tmp_path / "trial"
+    trial = TrialConfig(objective=Power(), learning_rate=1e-3, seed=study.seed)
+    bench_here(study).run(Job("0", trial, folder))
+    busy = sweep_runs.busy_seconds(folder, tokens)
+    assert busy.steps > 0
+    assert busy.evaluation > 0
+    assert busy.seconds <= busy.end - busy.start + 1e-3
+
+
+def test_the_slope_leaves_the_first_trials_out(sweep_memory: ModuleType) -> None:
+    assert sweep_memory.slope([(0, 100.0), (10, 500.0), (20, 520.0), (30, 540.0)]) == pytest.approx(2)
+    assert sweep_memory.slope([(0, 100.0)]) is None
+
+
+def bench(config: SweepConfig, folder: Path, *flags: str) -> tuple[str, dict[str, Any]]:
+    (folder / "sweep.yaml").write_text(dump(config))
+    command = [sys.executable, str(FOLDER / "bench_sweep.py"), "--file", str(folder / "sweep.yaml")]
+    done = subprocess.run([*command, "--json", str(folder / "bench.json"), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, json.loads((folder / "bench.json").read_text())
+
+
+@pytest.mark.slow
+def test_both_ways_run_the_same_trials(make_config: Callable[..., SweepConfig], tmp_path: Path) -> None:
+    flags = ["--trials", "0", "--steps", "2", "--slots", "2", "--backbones", "tiny"]
+    output, report = bench(make_config(), tmp_path, *flags, "--set", "evaluation.generation.samples=1")
+    assert "cold / warm" in output
+    assert report["ways"]["cold_to_warm"] > 0
+    for way in ("warm", "cold"):
+        (found,) = report["ways"]["runs"][way]
+        assert (found["trials"], found["slots"], len(found["gaps"])) == (4, 2, 2)
+        assert 0 < found["until_first_trial"] < found["wall"]
+        assert found["busy"] == pytest.approx(found["steps"] + found["evaluation"])
+        assert 0 < found["efficiency"] < found["efficiency_up"] <= 1
+
+
+@pytest.mark.slow
+def test_memory_of_one_worker(make_config: Callable[..., SweepConfig], tmp_path: Path) -> None:
+    output, report = bench(make_config(), tmp_path, "--memory", "4", "--every", "1", "--stage", "1")
+    found = report["memory"]["stage 1"]
+    assert [done for done, _ in found["points"]] == [0, 1, 2, 3, 4]
+    assert all(mib > 100 for _, mib in found["points"])
+    assert isinstance(found["mib_a_trial"], float)
+    assert "ZeRO 1" in output
