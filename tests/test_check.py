@@ -71,7 +71,7 @@ def test_steps_follow_from_samples(
 def test_generated_data_are_counted_without_being_generated(make_config: Make) -> None:
     """The paper's figlet recipe: 40,000 / 256 = 156 whole batches."""
     gym = {"kind": "reasoning_gym", "task": "figlet_font", "size": 40_000}
-    training = {"steps": None, "global_batch_size": 256, "micro_batch_size": 16}
+    training = {"steps": None, "global_batch_size": 256}
     backbone = only(make_config(data={"train": gym, "heldout": gym, "max_length": 800}, training=training))
     assert (backbone.samples, backbone.steps, backbone.tokens) == (40_000, 156, 156 * 256 * 800)
 

@@ -107,8 +107,6 @@ def growth(file: Path, sets: list[str], folder: Path, args: argparse.Namespace) 
                     f"workers.count={workers}",
                     f"workers.resources={{CPU: {min(1.0, args.slots / (slots * workers))}}}",
                 ]
-                micro = min(config.training.micro_batch_size, config.training.global_batch_size // workers)
-                own.append(f"training.micro_batch_size={micro}")
                 name = f"{times * fewest} trials, {slots} at once, workers {workers}"
                 output = folder / f"{groups}-{times}-{turn}"
                 tiny = [*TINY, *sets, *own, f"search.trials={searched}"]

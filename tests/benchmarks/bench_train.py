@@ -139,7 +139,7 @@ def _arguments() -> argparse.Namespace:
 
 def configured(args: argparse.Namespace, folder: Path) -> SweepConfig:
     training = {
-        "micro_batch_size": args.micro_batch,
+        "micro_batch_tokens": args.packed_length,
         "precision": args.precision,
         "learning_rate": args.learning_rate,
         "schedule": "constant",

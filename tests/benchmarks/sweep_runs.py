@@ -11,11 +11,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from raysft.backbone import load_tokenizer
-from raysft.config import SweepConfig, total_steps
-from raysft.data.order import SampleOrder
-from raysft.data.tokenized import split
+from raysft.config import SweepConfig
 from raysft.sweepfile import load
+
+STEP = ("data", "forward", "head", "backward", "optimizer", "communication")  # phases of a trial's clock
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class Run:
 
 def run(file: Path, output: Path, sets: Sequence[str], slots: int) -> Run:
     """`raysft sweep` in a process of its own, from its start to its end. Exits where a trial fails."""
-    sets = [*sets, f"output={json.dumps(str(output))}", f"workers.max_concurrent={slots}", "training.log_every=1"]
+    sets = [*sets, f"output={json.dumps(str(output))}", f"workers.max_concurrent={slots}"]
     command = [sys.executable, "-m", "raysft", "sweep", str(file)]
     command += [part for text in sets for part in ("--set", text)]
     started = time.time()
@@ -112,29 +111,14 @@ def run(file: Path, output: Path, sets: Sequence[str], slots: int) -> Run:
 
 def read_study(config: SweepConfig, slots: int) -> Study:
     """config: a study's that ran."""
-    tokens = step_tokens(config)
     folders = sorted((config.folder / config.backbone.name / "trials").iterdir())
-    trials = sorted((busy_seconds(folder, tokens) for folder in folders), key=lambda trial: trial.start)
+    trials = sorted((busy_seconds(folder) for folder in folders), key=lambda trial: trial.start)
     return Study(config.backbone.name, slots, tuple(trials))
 
 
-def busy_seconds(folder: Path, tokens: list[int]) -> Busy:
-    """Of a trial's folder, all of whose steps were logged; tokens: of each step.
-
-    A step's time is its tokens by its tokens a second. What lies between the last step and the line that holds its
-    evaluation is the evaluation.
-    """
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    steps = [tokens[int(line["step"]) - 1] / line["train/tokens_per_second"] for line in lines]
-    evaluation = 0.0
-    for before, line, step in zip(lines, lines[1:], steps[1:], strict=False):
-        if "eval/nll" in line:
-            evaluation += max(0.0, line["time"] - before["time"] - step)
-    return Busy(lines[0]["time"] - steps[0], lines[-1]["time"], sum(steps), evaluation)
-
-
-def step_tokens(config: SweepConfig) -> list[int]:
-    """Tokens of each step of a study's trials, which all see the samples in one order."""
-    train, _ = split(config.data, load_tokenizer(config.backbone), config.output / "cache")
-    order = SampleOrder(len(train), config.training.global_batch_size, config.seed)
-    return [int(train.lengths[order.at(step)].sum()) for step in range(total_steps(config.training, len(train)))]
+def busy_seconds(folder: Path) -> Busy:
+    """Of a trial's folder, from the clock that its last line holds."""
+    line = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    spent = {phase: line["time/seconds"] * line.get(f"time/{phase}", 0.0) for phase in ("start", "evaluation", *STEP)}
+    start = line["time"] - line["time/seconds"] + spent["start"]
+    return Busy(start, line["time"], sum(spent[phase] for phase in STEP), spent["evaluation"])

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,13 +19,16 @@ from telling import reset_peak, resident
 from torch import nn
 from transformers import PreTrainedModel
 
+from raysft.attention import within_samples
 from raysft.config import SweepConfig, TrialConfig
-from raysft.data.batch import Batch, collate
+from raysft.data.batch import Batch
 from raysft.data.order import SampleOrder
 from raysft.inprocess import bench_here
 from raysft.objectives import IGNORE_INDEX, Power
 from raysft.objectives.head import AnyObjective, HeadOutput
+from raysft.training.clock import Clock
 from raysft.training.engine import PlainEngine
+from raysft.training.flops import Flops
 from raysft.training.loop import Hooks, Loop
 from raysft.training.model import SFTModel, trainable_model
 
@@ -123,8 +126,12 @@ def raysft(setup: Setup, gate: Gate) -> None:
     bench = bench_here(setup.config)
     training = bench.config.training
     model = trainable_model(bench.base, training)
-    engine = PlainEngine(SFTModel(model), training, bench.device)
-    loop = Loop(bench.config, setup.trial, engine, bench.train, bench.ranks, setup.folder, {}, bench.pad_id, STEPS)
+    clock = Clock()
+    engine = PlainEngine(SFTModel(model, clock=clock), training, bench.device)
+    loop = Loop(
+        bench.config, setup.trial, engine, bench.train, bench.ranks, setup.folder, {}, bench.collate, STEPS,
+        clock, Flops(model),
+    )  # fmt: skip
     engine.train(True)
     gate.ready(model, {"attention": model.config._attn_implementation, "objective": setup.trial.objective.label()})
     step = 0
@@ -144,12 +151,11 @@ class FullLogits(nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
 
-    def forward(
-        self, input_ids: torch.Tensor, labels: torch.Tensor, attention_mask: torch.Tensor, objective: AnyObjective
-    ) -> HeadOutput:
-        """All [B, T]; the logits are [B, T, V]."""
-        output = self.causal_lm(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        logits, targets = output.logits[:, :-1].float(), labels[:, 1:]
+    def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
+        """Of a batch of [B, T] tokens; the logits are [B, T, V]."""
+        with within_samples(batch) as asked:
+            output = self.causal_lm(input_ids=batch.input_ids, use_cache=False, **asked)
+        logits, targets = output.logits[:, :-1].float(), batch.labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         logp = logits.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
         loss = objective.loss(logp).masked_fill(~supervised, 0.0).sum()
@@ -158,8 +164,9 @@ class FullLogits(nn.Module):
 
 def paper(setup: Setup, gate: Gate, to_longest: bool) -> None:
     """Every sample padded to max_length, or to the longest of its micro-batch; the engine is raysft's."""
-    bench = bench_here(setup.config)
-    training = bench.config.training
+    training = setup.config.training.model_copy(update={"packing": False})
+    bench = bench_here(setup.config.model_copy(update={"training": training}))
+    pad_id = bench.collate.pad_id
     engine = PlainEngine(FullLogits(trainable_model(bench.base, training)), training, bench.device)  # type: ignore[arg-type]
     order = SampleOrder(len(bench.train), training.global_batch_size, setup.trial.seed)
     supervised = int(bench.train.supervised.sum())
@@ -170,8 +177,8 @@ def paper(setup: Setup, gate: Gate, to_longest: bool) -> None:
     while gate.open():
         indices, total = order.at(step), 0.0
         for start in range(0, len(indices), setup.micro_batch):
-            batch = collate([bench.train.sample(int(i)) for i in indices[start:][: setup.micro_batch]], bench.pad_id)
-            loss = engine.forward(batch if to_longest else _padded(batch, bench.pad_id, setup.max_length), Power())[0]
+            batch = bench.collate([bench.train.sample(int(i)) for i in indices[start:][: setup.micro_batch]])
+            loss = engine.forward(batch if to_longest else _padded(batch, pad_id, setup.max_length), Power())[0]
             total += loss.item()
             engine.backward(loss / supervised, boundary=start + setup.micro_batch >= len(indices))
         engine.step(training.learning_rate)
@@ -183,7 +190,7 @@ def _padded(batch: Batch, pad_id: int, length: int) -> Batch:
     def pad(values: torch.Tensor, by: int) -> torch.Tensor:
         return nn.functional.pad(values, (0, length - values.shape[1]), value=by)
 
-    return Batch(pad(batch.input_ids, pad_id), pad(batch.labels, IGNORE_INDEX), pad(batch.attention_mask, 0))
+    return replace(batch, input_ids=pad(batch.input_ids, pad_id), labels=pad(batch.labels, IGNORE_INDEX))
 
 
 # --- TRL ------------------------------------------------------------------------------------------------------------
