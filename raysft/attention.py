@@ -25,8 +25,9 @@ from transformers.modeling_utils import AttentionInterface
 from raysft.data.batch import Batch
 
 NAME = "raysft_packed"
-LEAST = torch.finfo(torch.float32).min
 HALF = (torch.float16, torch.bfloat16)
+# In bf16 on a CPU the backward pass of torch's own attention takes longer than that of plain matrix products.
+PLAIN_LENGTHS = range(64, 1025)
 _packed: ContextVar[bool] = ContextVar("packed", default=False)
 
 
@@ -128,20 +129,34 @@ def _product(
 ) -> torch.Tensor:
     """[B, heads, T, D], [B, key heads, S, D] twice -> [B, heads, T, D]; mask: which S each T sees, None: causal."""
     length = query.shape[2]
-    if mask is None and (layer.softcap is not None or (layer.window or length) < length):
+    plainly = layer.softcap is not None or (
+        query.device.type == "cpu" and query.dtype == torch.bfloat16 and length in PLAIN_LENGTHS
+    )
+    if mask is None and (plainly or (layer.window or length) < length):
         mask = _band(length, layer.window or length, query.device)
-    if layer.softcap is None:
-        return scaled_dot_product_attention(
-            query, key, value, mask, layer.dropout, is_causal=mask is None, scale=layer.scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )  # fmt: skip
-    assert mask is not None
-    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
-    scores = query @ key.transpose(2, 3) * (layer.scale or query.shape[-1] ** -0.5)
-    scores = torch.tanh(scores / layer.softcap) * layer.softcap
+    if plainly:
+        return _plain_product(query, key, value, layer, cast(torch.Tensor, mask))
+    return scaled_dot_product_attention(
+        query, key, value, mask, layer.dropout, is_causal=mask is None, scale=layer.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
+
+
+def _plain_product(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: Layer, mask: torch.Tensor
+) -> torch.Tensor:
+    """By the whole matrix of scores, which a soft cap needs; shapes as above, mask broadcastable to [B, 1, T, S]."""
+    groups = query.shape[1] // key.shape[1]
+    query = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)  # [B, key heads, groups * T, D]
+    scores = (query * (layer.scale or query.shape[-1] ** -0.5)) @ key.transpose(2, 3)
+    if layer.softcap is not None:
+        scores = torch.tanh(scores / layer.softcap) * layer.softcap
     # The least number and not -inf: a padding token that sees nothing would get NaN, and hand it on.
-    weights = scores.float().masked_fill(~mask, LEAST).softmax(-1).to(value.dtype)
-    return torch.dropout(weights, layer.dropout, train=layer.dropout > 0) @ value
+    unseen = torch.zeros(mask.shape, dtype=scores.dtype, device=mask.device)
+    unseen.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    scores = scores.unflatten(2, (groups, -1)) + (unseen if mask.dim() == 2 else unseen.unsqueeze(2))
+    weights = torch.dropout(scores.softmax(-1), layer.dropout, train=layer.dropout > 0)
+    return (weights.flatten(2, 3) @ value).unflatten(2, (groups, -1)).flatten(1, 2)
 
 
 def _band(length: int, window: int, device: torch.device) -> torch.Tensor:

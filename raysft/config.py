@@ -92,7 +92,7 @@ def _searched(annotation: Any) -> Any:
     members = [m for m in get_args(annotation) if m is not type(None)] if type(None) in get_args(annotation) else []
     if members:
         return _searched(members[0]) | None
-    return Dimension if annotation is float else annotation | list[annotation]
+    return Dimension if annotation is float else annotation | Annotated[list[annotation], Field(min_length=1)]
 
 
 def _family(cls: type[Selection]) -> type[Strict]:

@@ -5,7 +5,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -280,6 +280,7 @@ def test_any_value_anywhere_is_taken_or_refused_in_plain_words(place: Loc, value
 
 
 @given(st.lists(st.tuples(st.sampled_from(places(FULL)[1:]), JUNK), min_size=2, max_size=4))
+@example([(("space", "objectives", 0, "schedule"), [])])
 def test_several_errors_do_not_hide_each_other(changes: list[tuple[Loc, Any]]) -> None:
     """Of a union only one branch is spoken of; something must always be."""
     values = FULL

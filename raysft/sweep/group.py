@@ -4,6 +4,7 @@ What belongs to the group (processes, imports, process group, base weights, toke
 `raysft.trial.Bench`; rank 0 takes a trial off the board and every rank runs it.
 """
 
+import gc
 import json
 import logging
 import math
@@ -85,6 +86,7 @@ def group_loop(settings: dict[str, Any]) -> None:
         measured = {"capability": bench.probe().to_dict(), "data": bench.data_facts(), "notes": bench.notes()}
         if seat:
             seat.ask("set_measurement", json.dumps(measured))
+    gc.freeze()  # what lives as long as the group is left out of the collection that ends each trial
     while True:
         job = ranks.broadcast(seat and seat.ask("take", slot))
         if job is None:

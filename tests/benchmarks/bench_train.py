@@ -45,6 +45,7 @@ class Runner:
     steps: list[Step] = field(default_factory=list)
     timed: list[float] = field(default_factory=list)
     error: str = ""
+    ended: bool = False
 
     def step(self) -> float:
         """Seconds of one step; 0 where the process broke."""
@@ -59,6 +60,7 @@ class Runner:
         return self.steps[-1].seconds
 
     def end(self) -> None:
+        self.ended = True
         with contextlib.suppress(OSError):  # it is gone already
             self.connection.send(False)
         self.process.join(30)
@@ -199,8 +201,8 @@ def end_slower(ways: list[Runner]) -> None:
 
 
 def measure(runners: list[Runner], args: argparse.Namespace) -> None:
-    """The rounds."""
-    left = [runner for runner in runners if runner.process.is_alive() and not runner.error]
+    """The rounds. A process that was killed while it waited, for its memory, is found by its first step."""
+    left = [runner for runner in runners if not runner.ended and not runner.error]
     for turn in range(args.repeats):
         at = turn % max(1, len(left))
         for runner in left[at:] + left[:at]:
