@@ -108,9 +108,7 @@ class Bench:
         torch.manual_seed(job.trial.seed)  # LoRA's initial weights
         clock = Clock(on_gpu=self.device.type == "cuda")
         with clock("start"):
-            model = self._fresh_model()
-            flops = Flops(model)
-            engine = self._engine(SFTModel(model, self._frozen_base(job.trial), clock))
+            engine, flops = self._start(job.trial, clock)
         try:
             loop = Loop(
                 self.config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.collate, self.steps,
@@ -126,6 +124,12 @@ class Bench:
         finally:
             engine.close()
             self.base.to("cpu")  # type: ignore[arg-type]
+
+    def _start(self, trial: TrialConfig, clock: Clock) -> tuple[Engine, Flops]:
+        """The engine alone holds the trial's model, so that it is gone once the engine is closed."""
+        model = self._fresh_model()
+        flops = Flops(model)  # before it is sharded
+        return self._engine(SFTModel(model, self._frozen_base(trial), clock)), flops
 
     def _engine(self, model: SFTModel) -> Engine:
         if self.engine_kind == "plain":
