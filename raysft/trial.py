@@ -52,10 +52,16 @@ class Bench:
         self.base = load_model(config.backbone, config.training.precision)
         load_problems(self.base, self.tokenizer, self.heldout, config)  # refuses now what could not be scored later
         self.steps = total_steps(config.training, len(self.train))
-        self.padded_because = pack(self.base) if config.training.packing else None
+        self.padded_because = self._pack() if config.training.packing else None
         self.collate = collate(self.base, self.tokenizer)
         self._check_vocabulary()
         self._agree("the configuration and data", config_hash(config, self._data_identity()))
+
+    def _pack(self) -> str | None:
+        """Tried where the model will run: a GPU has attention of its own."""
+        reason = pack(self.base.to(self.device))  # type: ignore[arg-type]
+        self.base.to("cpu")  # type: ignore[arg-type]
+        return reason
 
     def probe(self) -> Capability:
         """The base model's capability on the training data. Collective."""

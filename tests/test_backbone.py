@@ -322,6 +322,27 @@ def logp_and_gradient(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tenso
     return logp.detach(), gradient.float()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("model", "config"), PACKED, ids=name_of)
+def test_flash_attention_gives_packed_samples_the_log_p_that_they_have_alone(
+    tmp_path: Path, model: type[PreTrainedModel], config: Any
+) -> None:
+    """bf16 on a GPU: torch's variable-length kernel, but for soft caps."""
+    torch.manual_seed(0)
+    loaded = load_model(named(saved(model(config), tmp_path / "model")), "bf16").cuda()
+    alone = deepcopy(loaded)
+    tokens = [torch.randint(2, 46, (n,)) for n in (13, 5, 70, 2, 9)]
+    assert pack(loaded) is None
+    packed = Collate(0, packed=True)([(t.numpy(), t.numpy()) for t in tokens])
+    found, gradient = logp_and_gradient(loaded, packed.to("cuda"))
+    batches = [Batch(t[None], t[None], (len(t),), packed=False).to("cuda") for t in tokens]
+    parts = [logp_and_gradient(alone, batch) for batch in batches]
+    expected, expected_gradient = torch.cat([logp for logp, _ in parts]), sum(g for _, g in parts)
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    scale = float(expected_gradient.abs().max())
+    torch.testing.assert_close(gradient, expected_gradient, rtol=0.05, atol=0.05 * scale)
+
+
 @pytest.mark.parametrize(("model", "config"), PACKED, ids=name_of)
 def test_a_model_that_packs_gives_other_callers_what_it_gave_before(
     tmp_path: Path, model: type[PreTrainedModel], config: Any
