@@ -308,11 +308,14 @@ class ZeroConfig(Strict):
 
 
 class WorkersConfig(Strict):
-    """One group of workers trains one trial at a time."""
+    """One group of workers trains one trial at a time, or as many LoRA trials as it has lanes."""
 
     count: int = Field(default=1, gt=0, description="workers of a group")
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default={"CPU": 1}, description="of one worker")
     reuse: bool = Field(default=True, description="a group runs trial after trial; false: a fresh group for each")
+    lanes: int = Field(
+        default=1, gt=0, description="LoRA trials that a group of one worker trains side by side on one base model"
+    )
     max_concurrent: int | None = Field(default=None, gt=0, description="groups; null: as many as fit the cluster")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial whose group broke")
 
@@ -422,6 +425,8 @@ class SweepConfig(Strict):
         size, count = self.training.global_batch_size, self.workers.count
         if size % count:
             raise ValueError(f"training.global_batch_size ({size}) must be a multiple of workers.count ({count})")
+        if self.workers.lanes > 1 and (needed := self._missing_for_lanes()):
+            raise ValueError(f"workers.lanes above 1 needs {needed}; or set workers.lanes to 1")
         if self.search.metric == "eval/accuracy" and self.evaluation.generation is None:
             raise ValueError("search.metric eval/accuracy needs evaluation.generation; or search for eval/nll")
         if self.search.asha and not self.evaluation.every:
@@ -439,6 +444,19 @@ class SweepConfig(Strict):
             if heldout.kind != "reasoning_gym":
                 raise ValueError("the scorer reasoning_gym needs held-out data of kind reasoning_gym")
         return self
+
+    def _missing_for_lanes(self) -> str | None:
+        """What keeps trials from training side by side. Dropout would draw other numbers than in a trial alone."""
+        lora = self.training.lora
+        conditions = {
+            "training.lora: only adapters can share a base model": lora is not None,
+            "training.lora.dropout 0": lora is None or lora.dropout == 0,
+            "training.packing": self.training.packing,
+            "workers.count 1": self.workers.count == 1,
+            "workers.reuse": self.workers.reuse,
+            "zero.offload none": self.zero.offload == "none",
+        }
+        return next((needed for needed, met in conditions.items() if not met), None)
 
     @property
     def folder(self) -> Path:

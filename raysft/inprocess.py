@@ -17,7 +17,7 @@ def bench_here(config: SweepConfig) -> Bench:
     """config: a study's (made by for_backbone); its workers are replaced by this process."""
     libraries_quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    alone = config.workers.model_copy(update={"count": 1})
+    alone = config.workers.model_copy(update={"count": 1, "lanes": 1})
     return Bench(config.model_copy(update={"workers": alone}), "plain", Ranks(), device)
 
 

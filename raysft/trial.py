@@ -7,6 +7,7 @@ optimizer state, step, checkpoints) live only while `run` does, so that a group 
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -24,6 +25,7 @@ from raysft.ranks import Ranks
 from raysft.training.clock import Clock
 from raysft.training.engine import Engine, PlainEngine
 from raysft.training.flops import Flops
+from raysft.training.lanes import LaneEngine, Lanes, why_not
 from raysft.training.loop import Hooks, Loop, Metrics, Stop
 from raysft.training.model import Model, SFTModel, merged, trainable_model
 
@@ -46,7 +48,9 @@ class Bench:
         self, config: SweepConfig, engine: Literal["plain", "zero"], ranks: Ranks, device: torch.device
     ) -> None:
         """config: a study's (made by for_backbone). Collective; raises InputError for what cannot be read."""
-        self.config, self.engine_kind, self.ranks, self.device = config, engine, ranks, device
+        self.config, self.ranks, self.device = config, ranks, device
+        self.lanes = Lanes() if config.workers.lanes > 1 else None
+        self.engine_kind = "lanes" if self.lanes else engine
         self.tokenizer = load_tokenizer(config.backbone)
         self.train, self.heldout = split(config.data, self.tokenizer, config.output / "cache")
         self.base = load_model(config.backbone, config.training.precision)
@@ -54,6 +58,8 @@ class Bench:
         self.steps = total_steps(config.training, len(self.train))
         self.padded_because = self._pack() if config.training.packing else None
         self.collate = collate(self.base, self.tokenizer)
+        if self.lanes:
+            self._check_lanes()
         self._check_vocabulary()
         self._agree("the configuration and data", config_hash(config, self._data_identity()))
 
@@ -63,13 +69,28 @@ class Bench:
         self.base.to("cpu")  # type: ignore[arg-type]
         return reason
 
+    def _check_lanes(self) -> None:
+        """Raises InputError for a backbone whose trials cannot train side by side; leaves it where they will."""
+        base = self.base.to(self.device)  # type: ignore[arg-type]
+        if (reason := self.padded_because or why_not(base, self.config.training)) is not None:
+            raise InputError(
+                f"backbone '{self.config.backbone.name}' ({self.config.backbone.path})",
+                f"its trials cannot train side by side in {self.config.workers.lanes} lanes: {reason}.",
+                "Set workers.lanes to 1, for this backbone alone in its overrides.",
+            )
+
     def probe(self) -> Capability:
         """The base model's capability on the training data. Collective."""
         model = self.base.to(self.device)  # type: ignore[arg-type]
         budget = self.config.training.micro_batch_tokens
         capability = probe(model, self.train, self.config.probe.samples, budget, self.collate, self.ranks, self.device)
-        self.base.to("cpu")  # type: ignore[arg-type]
+        self._put_away()
         return capability
+
+    def _put_away(self) -> None:
+        """The base leaves the device between trials, unless they train on these very weights."""
+        if self.lanes is None:
+            self.base.to("cpu")  # type: ignore[arg-type]
 
     def data_facts(self) -> dict[str, dict[str, Any]]:
         """Fingerprint and counts of the training and held-out data."""
@@ -95,8 +116,18 @@ class Bench:
         """Train, evaluate and record one trial, resuming where it left off. Collective; hooks run on rank 0.
 
         export(metrics) decides after training whether the model is kept. Raises TrialFailed for a trial that cannot
-        go on; the bench stays usable.
+        go on; the bench stays usable. With lanes, several threads may call it at once.
         """
+        with self.lanes.turn if self.lanes else nullcontext():
+            return self._run(job, report, stop, export)
+
+    def _run(
+        self,
+        job: Job,
+        report: Callable[[int, Metrics], None],
+        stop: Callable[[], Stop | None],
+        export: Callable[[Metrics], bool],
+    ) -> TrialResult:
         if done := self._finished(job):
             return done
         identity = {
@@ -129,7 +160,7 @@ class Bench:
             return self._finish(job, TrialResult("finished", outcome.step, outcome.metrics))
         finally:
             engine.close()
-            self.base.to("cpu")  # type: ignore[arg-type]
+            self._put_away()
 
     def _start(self, trial: TrialConfig, clock: Clock) -> tuple[Engine, Flops]:
         """The engine alone holds the trial's model, so that it is gone once the engine is closed."""
@@ -138,6 +169,8 @@ class Bench:
         return self._engine(SFTModel(model, self._frozen_base(trial), clock)), flops
 
     def _engine(self, model: SFTModel) -> Engine:
+        if self.lanes:
+            return LaneEngine(model, self.config.training, self.device, self.lanes)
         if self.engine_kind == "plain":
             return PlainEngine(model, self.config.training, self.device)
         from raysft.training.zero import ZeroEngine  # imports deepspeed, which the plain loop does without
@@ -151,7 +184,7 @@ class Bench:
         return self.base.to(self.device)  # type: ignore[arg-type]
 
     def _fresh_model(self) -> Model:
-        return trainable_model(self.base, self.config.training)
+        return trainable_model(self.base, self.config.training, shared=self.lanes is not None)
 
     def _evaluate(self, engine: Engine, job: Job) -> Metrics:
         model = engine.full_model()
@@ -167,13 +200,19 @@ class Bench:
         if self.ranks.rank == 0:
             temporary = folder.with_name(f".{folder.name}")
             shutil.rmtree(temporary, ignore_errors=True)
-            whole = merged(model)
+            whole = merged(self._unshared(model) if self.lanes else model)
             whole.config.use_cache = True
             whole.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
             shutil.rmtree(folder, ignore_errors=True)
             temporary.rename(folder)
         self.ranks.barrier()
+
+    def _unshared(self, model: Model) -> Model:
+        """A copy of a lane's model with base weights of its own, which can be merged into."""
+        own = trainable_model(self.base, self.config.training)
+        own.load_state_dict(model.state_dict())
+        return own
 
     def _finish(self, job: Job, result: TrialResult) -> TrialResult:
         """Publish the result; the checkpoints have served."""

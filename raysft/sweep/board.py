@@ -15,6 +15,7 @@ from typing import Any, Literal
 import ray
 
 Stop = Literal["drop", "save"]
+Seat = tuple[int, int]  # slot of a group, and lane in it: where one trial at a time runs
 TAKE_SECONDS = 60.0  # ranks that wait for rank 0 sit in a collective, which must return before it times out
 START_FAILURES = 2  # in a row, of a group that has not finished a trial since
 
@@ -57,7 +58,7 @@ class Board:
         self.max_failures, self.maximise = max_failures, maximise
         self.entries: dict[str, Entry] = {}
         self.queue: deque[str] = deque()
-        self.running: dict[int, str] = {}  # slot -> trial
+        self.running: dict[Seat, str] = {}
         self.start_failures: dict[int, int] = {}
         self.given_up: set[int] = set()
         self.slots: set[int] = set()
@@ -117,7 +118,7 @@ class Board:
         """Whether a group shall (still) run in this slot; with_work: only once there is a trial for it."""
         self.slots.add(slot)
         if with_work:
-            await self._until(lambda: self.closed or bool(self.queue) or slot in self.running or self._probes(slot))
+            await self._until(lambda: self.closed or bool(self.queue) or bool(self._trials(slot)) or self._probes(slot))
         return not self.closed and slot not in self.given_up
 
     async def needs_probe(self, slot: int) -> bool:
@@ -126,12 +127,12 @@ class Board:
         self.prober = slot
         return True
 
-    async def take(self, slot: int) -> Any:
+    async def take(self, seat: Seat) -> Any:
         """The next job; Wait where there is none yet; None once the board is closed.
 
-        A slot whose group broke gets the trial back that it had.
+        A seat whose group broke gets the trial back that it had.
         """
-        if slot not in self.running:
+        if seat not in self.running:
             try:
                 await asyncio.wait_for(self._until(lambda: self.closed or bool(self.queue)), TAKE_SECONDS)
             except TimeoutError:
@@ -140,20 +141,20 @@ class Board:
                 return None
             if not self.queue:
                 return Wait()
-            self.running[slot] = self.queue.popleft()
-        return self.entries[self.running[slot]].job
+            self.running[seat] = self.queue.popleft()
+        return self.entries[self.running[seat]].job
 
     async def cancelled(self, trial_id: str) -> Stop:
         """Returns once the trial is to stop (or has ended), with how."""
         await self._until(lambda: self.entries[trial_id].cancel is not None or self.entries[trial_id].ended)
         return self.entries[trial_id].cancel or "drop"
 
-    async def report(self, slot: int, trial_id: str, report: Report) -> None:
+    async def report(self, seat: Seat, trial_id: str, report: Report) -> None:
         entry = self.entries[trial_id]
         if entry.ended:
             return
         if report.ends:
-            self.start_failures[slot] = 0
+            self.start_failures[seat[0]] = 0
             self._end(trial_id, report)
         else:
             entry.reports.append(report)
@@ -176,14 +177,14 @@ class Board:
 
     async def group_broke(self, slot: int, reason: str) -> bool:
         """A group ended with an error. Returns whether to start it again."""
-        trial_id = self.running.get(slot)
-        if trial_id is None:
+        broken = self._trials(slot)
+        if not broken:
             self.start_failures[slot] = self.start_failures.get(slot, 0) + 1
             if self.start_failures[slot] >= START_FAILURES:
                 self.given_up.add(slot)
                 if self.given_up >= self.slots:
                     await self.refuse(f"the workers cannot start: {reason}")
-        else:
+        for trial_id in broken:
             entry = self.entries[trial_id]
             entry.failures += 1
             if entry.failures > self.max_failures:
@@ -194,11 +195,15 @@ class Board:
     def _probes(self, slot: int) -> bool:
         return self.measured is None and self.prober in (None, slot)
 
+    def _trials(self, slot: int) -> list[str]:
+        """What runs in a slot's lanes."""
+        return [trial_id for seat, trial_id in self.running.items() if seat[0] == slot]
+
     def _end(self, trial_id: str, report: Report) -> None:
         self.entries[trial_id].reports.append(report)
         if trial_id in self.queue:
             self.queue.remove(trial_id)
-        self.running = {slot: running for slot, running in self.running.items() if running != trial_id}
+        self.running = {seat: running for seat, running in self.running.items() if running != trial_id}
 
     async def _notify(self) -> None:
         async with self.changed:

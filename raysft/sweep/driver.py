@@ -6,6 +6,7 @@ record in their own folders.
 
 import json
 import logging
+import math
 import os
 import shutil
 import threading
@@ -208,12 +209,14 @@ class _Study:
         self.total = len(given) + config.search.trials
         self.ledger = Ledger(self.folder / "trials")
         self.left = self.total - sum(row.ended for row in self.ledger.rows())
-        self.slots = min(slots, self.left)
+        lanes = config.workers.lanes
+        self.slots = min(slots, math.ceil(self.left / lanes))
+        self.at_once = min(self.slots * lanes, self.left)
 
     def run(self) -> StudyResult:
         name = self.config.backbone.name
         (self.folder / SETTINGS).write_text(json.dumps(_settings(self.config), indent=1))
-        self.progress.study(self.config, self.total, self.slots)
+        self.progress.study(self.config, self.total, self.at_once)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
         board = start_board(self.config.workers.max_failures, self.config.search.mode == "max")
         groups = self._start_groups(board)
@@ -279,7 +282,7 @@ class _Study:
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 num_samples=-1,  # the searcher says when it is over
-                max_concurrent_trials=self.slots,
+                max_concurrent_trials=self.at_once,
                 reuse_actors=True,
                 trial_name_creator=_leg,
                 trial_dirname_creator=_leg,

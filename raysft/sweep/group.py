@@ -9,8 +9,12 @@ import json
 import logging
 import math
 import os
+import threading
 import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import ray
@@ -75,7 +79,8 @@ def group_loop(settings: dict[str, Any]) -> None:
     ranks = Ranks()
     slot = settings["slot"]
     config = SweepConfig.model_validate(settings["config"])
-    seat = Seat(settings["board"], slot) if ranks.rank == 0 else None
+    seats = [Seat(settings["board"], (slot, lane)) if ranks.rank == 0 else None for lane in range(config.workers.lanes)]
+    seat = seats[0]
     try:
         bench = Bench(config, "zero", ranks, _device())
     except (InputError, TrialFailed) as error:
@@ -87,14 +92,39 @@ def group_loop(settings: dict[str, Any]) -> None:
         if seat:
             seat.ask("set_measurement", json.dumps(measured))
     gc.freeze()  # what lives as long as the group is left out of the collection that ends each trial
+    _at_once([partial(_work, bench, seat) for seat in seats])
+
+
+def _at_once(works: list[Callable[[], None]]) -> None:
+    """Do them all at once, or the only one right here. What one raises is raised at once, whatever the others do."""
+    if len(works) == 1:
+        return works[0]()
+    ended: Queue[BaseException | None] = Queue()
+
+    def do(work: Callable[[], None]) -> None:
+        try:
+            work()
+            ended.put(None)
+        except BaseException as error:
+            ended.put(error)
+
+    for work in works:  # daemons, so that one that waits for the one that broke keeps no process alive
+        threading.Thread(target=do, args=(work,), daemon=True).start()
+    for _ in works:
+        if (error := ended.get()) is not None:
+            raise error
+
+
+def _work(bench: Any, seat: "Seat | None") -> None:
+    """Run what the board hands out to this seat."""
     while True:
-        job = ranks.broadcast(seat and seat.ask("take", slot))
+        job = bench.ranks.broadcast(seat and seat.ask("take", seat.place))
         if job is None:
             return
         if isinstance(job, Wait):
             continue
         _run(bench, job, seat)
-        if not config.workers.reuse:
+        if not bench.config.workers.reuse:
             return
 
 
@@ -111,16 +141,16 @@ def prepare_process(config: dict[str, Any]) -> None:
 
 
 class Seat:
-    """Rank 0's connection to the board."""
+    """Rank 0's connection to the board, for one lane."""
 
-    def __init__(self, board: Any, slot: int) -> None:
-        self.board, self.slot = board, slot
+    def __init__(self, board: Any, place: tuple[int, int]) -> None:
+        self.board, self.place = board, place
 
     def ask(self, method: str, *args: Any) -> Any:
         return ray.get(getattr(self.board, method).remote(*args))
 
     def report(self, trial_id: str, report: Report) -> None:
-        self.ask("report", self.slot, trial_id, report)
+        self.ask("report", self.place, trial_id, report)
 
     def watch(self, trial_id: str) -> Any:
         """A function that says, without waiting, whether the trial is to stop; it raises where the board is gone."""

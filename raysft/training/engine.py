@@ -70,6 +70,10 @@ class PlainEngine:
 
     def backward(self, loss: torch.Tensor, boundary: bool) -> None:
         loss.backward()
+        self._collect()
+
+    def _collect(self) -> None:
+        """Add the working weights' gradients to the sums, in fp32."""
         for master, working in zip(self.master, self.working, strict=True):
             if working.grad is not None:
                 gradient = working.grad.float()

@@ -1,6 +1,8 @@
 """A causal language model whose forward pass gives the summed objective; what every engine trains."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -69,11 +71,12 @@ class SFTModel(nn.Module):
         self.causal_lm = model
         self.clock = clock or Clock()
         self.head = ObjectiveHead(plain(model))
+        self.hidden_states: Callable[[Batch], torch.Tensor] = partial(hidden_states, plain(model))
         self._base = (base,)  # in a tuple, so that it is no part of what is trained, sharded and saved
 
     def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
         """linear_objective's four over the B(T-1) predictions of a batch of [B, T] tokens."""
-        hidden = hidden_states(plain(self.causal_lm), batch)
+        hidden = self.hidden_states(batch)
         base = self._base_side(batch) if objective.needs_reference else ()
         with self.clock("head"):
             return self.head(*shifted(hidden, batch.labels), objective, *base)
@@ -96,9 +99,13 @@ def plain(model: Model) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
 
 
-def trainable_model(base: PreTrainedModel, training: TrainingConfig) -> Model:
-    """A fresh copy of the base weights for one trial, with LoRA and gradient checkpointing as configured."""
-    model: Any = copy.deepcopy(base)
+def trainable_model(base: PreTrainedModel, training: TrainingConfig, shared: bool = False) -> Model:
+    """A fresh model for one trial, with LoRA and gradient checkpointing as configured.
+
+    shared: it holds the very weights of the base, which adapters leave alone; else a copy.
+    """
+    own = [*base.parameters(), *base.buffers()] if shared else []
+    model: Any = copy.deepcopy(base, memo={id(tensor): tensor for tensor in own})
     if training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if training.lora is None:

@@ -20,14 +20,14 @@ def test_trials_are_taken_in_order_and_reports_come_back() -> None:
     async def scenario(board: Board) -> None:
         await board.submit("a", "job a")
         await board.submit("b", "job b")
-        assert await board.take(0) == "job a"
-        assert await board.take(1) == "job b"
-        await board.report(0, "a", Report("progress", 5, {"eval/nll": 2.0}))
-        await board.report(0, "a", Report("finished", 10, {"eval/nll": 1.0}))
+        assert await board.take((0, 0)) == "job a"
+        assert await board.take((1, 0)) == "job b"
+        await board.report((0, 0), "a", Report("progress", 5, {"eval/nll": 2.0}))
+        await board.report((0, 0), "a", Report("finished", 10, {"eval/nll": 1.0}))
         assert [r.kind for r in await board.reports("a", 0)] == ["progress", "finished"]
         assert [r.step for r in await board.reports("a", 1)] == [10]
         await board.submit("c", "job c")
-        assert await board.take(0) == "job c"
+        assert await board.take((0, 0)) == "job c"
 
     run(scenario)
 
@@ -36,9 +36,9 @@ def test_waiting_reader_is_woken() -> None:
     async def scenario(board: Board) -> None:
         await board.submit("a", "job")
         reader = asyncio.create_task(board.reports("a", 0))
-        await board.take(0)
+        await board.take((0, 0))
         assert not reader.done()
-        await board.report(0, "a", Report("finished"))
+        await board.report((0, 0), "a", Report("finished"))
         assert [r.kind for r in await reader] == ["finished"]
 
     run(scenario)
@@ -47,7 +47,7 @@ def test_waiting_reader_is_woken() -> None:
 def test_submitting_again_changes_nothing() -> None:
     async def scenario(board: Board) -> None:
         await board.submit("a", "job")
-        await board.take(0)
+        await board.take((0, 0))
         await board.submit("a", "job")
         assert not board.queue
 
@@ -59,8 +59,8 @@ def test_a_failed_trial_is_not_run_again() -> None:
 
     async def scenario(board: Board) -> None:
         await board.submit("a", "job")
-        await board.take(0)
-        await board.report(0, "a", Report("failed", reason="the loss is nan"))
+        await board.take((0, 0))
+        await board.report((0, 0), "a", Report("failed", reason="the loss is nan"))
         await board.submit("a", "job")
         assert not board.queue
         assert [r.reason for r in await board.reports("a", 0)] == ["the loss is nan"]
@@ -72,13 +72,13 @@ def test_a_paused_trial_frees_its_group_and_is_taken_again_when_it_goes_on() -> 
     async def scenario(board: Board) -> None:
         await board.submit("a", "job a")
         await board.submit("b", "job b")
-        await board.take(0)
-        await board.report(0, "a", Report("paused", 4, {"eval/nll": 2.0}))
-        assert await board.take(0) == "job b"
+        await board.take((0, 0))
+        await board.report((0, 0), "a", Report("paused", 4, {"eval/nll": 2.0}))
+        assert await board.take((0, 0)) == "job b"
         await board.submit("a", "job a, further")
-        await board.report(0, "b", Report("finished", 8))
-        assert await board.take(0) == "job a, further"
-        await board.report(0, "a", Report("finished", 8))
+        await board.report((0, 0), "b", Report("finished", 8))
+        assert await board.take((0, 0)) == "job a, further"
+        await board.report((0, 0), "a", Report("finished", 8))
         assert [r.kind for r in await board.reports("a", 0)] == ["finished"]
 
     run(scenario)
@@ -89,14 +89,14 @@ def test_broken_group_gets_its_trial_back_until_the_limit() -> None:
         await board.wanted(0, with_work=False)
         await board.submit("a", "job a")
         await board.submit("b", "job b")
-        assert await board.take(0) == "job a"
+        assert await board.take((0, 0)) == "job a"
         assert await board.group_broke(0, "killed")
-        assert await board.take(0) == "job a"
+        assert await board.take((0, 0)) == "job a"
         assert await board.group_broke(0, "killed again")
         (report,) = await board.reports("a", 0)
         assert report.kind == "failed"
         assert "broke 2 times: killed again" in report.reason
-        assert await board.take(0) == "job b"
+        assert await board.take((0, 0)) == "job b"
 
     run(scenario, max_failures=1)
 
@@ -124,7 +124,7 @@ def test_cancelled_trial_is_dropped_from_the_queue_or_stopped_in_its_group() -> 
     async def scenario(board: Board) -> None:
         await board.submit("a", "job a")
         await board.submit("b", "job b")
-        await board.take(0)
+        await board.take((0, 0))
         watched = asyncio.create_task(board.cancelled("a"))
         await board.cancel("b")
         assert [r.kind for r in await board.reports("b", 0)] == ["dropped"]
@@ -132,7 +132,7 @@ def test_cancelled_trial_is_dropped_from_the_queue_or_stopped_in_its_group() -> 
         assert not watched.done()
         await board.cancel("a", "save")
         assert await watched == "save"
-        await board.report(0, "a", Report("saved", 3))
+        await board.report((0, 0), "a", Report("saved", 3))
         assert (await board.reports("a", 0))[-1].kind == "saved"
         await board.cancel("unknown")
 
@@ -141,7 +141,7 @@ def test_cancelled_trial_is_dropped_from_the_queue_or_stopped_in_its_group() -> 
 
 def test_closing_ends_waiting_groups() -> None:
     async def scenario(board: Board) -> None:
-        taking = asyncio.create_task(board.take(0))
+        taking = asyncio.create_task(board.take((0, 0)))
         await asyncio.sleep(0)
         await board.close()
         assert await taking is None
@@ -154,9 +154,9 @@ def test_idle_group_is_told_to_ask_again(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(module, "TAKE_SECONDS", 0.01)
 
     async def scenario(board: Board) -> None:
-        assert await board.take(0) == Wait()
+        assert await board.take((0, 0)) == Wait()
         await board.submit("a", "job")
-        assert await board.take(0) == "job"
+        assert await board.take((0, 0)) == "job"
 
     run(scenario)
 
@@ -181,3 +181,18 @@ def test_best_so_far(maximise: bool, expected: list[bool]) -> None:
         assert [await board.improves(v) for v in (0.5, 0.4, 0.6, 0.6)] == expected
 
     run(scenario, maximise=maximise)
+
+
+def test_a_broken_group_gives_every_lane_its_trial_back() -> None:
+    async def scenario(board: Board) -> None:
+        for trial_id in "abc":
+            await board.submit(trial_id, f"job {trial_id}")
+        seats = [(0, 0), (0, 1), (1, 0)]
+        assert [await board.take(seat) for seat in seats] == ["job a", "job b", "job c"]
+        assert await board.group_broke(0, "out of memory")
+        assert [board.entries[trial_id].failures for trial_id in "abc"] == [1, 1, 0]
+        assert [await board.take(seat) for seat in seats] == ["job a", "job b", "job c"]
+        assert await board.group_broke(0, "out of memory")
+        assert [board.entries[trial_id].ended for trial_id in "abc"] == [True, True, False]
+
+    run(scenario)

@@ -133,6 +133,20 @@ def halved(make_config: Make, steps: int, trials: int, asha: dict[str, int], **c
 
 
 @pytest.mark.slow
+def test_lora_trials_run_side_by_side_in_a_group(ray_cluster: None, make_config: Make, tmp_path: Path) -> None:
+    """Five trials in three lanes of one group, each as it is alone in this process."""
+    training = {"lora": {"rank": 2, "alpha": 4}, "steps": 4}
+    config = make_config(training=training, workers={"lanes": 3, "max_concurrent": 1})
+    (result,) = sweep(config, quiet())
+    assert [trial.status for trial in result.trials] == ["FINISHED"] * 5
+    folder = study_folder(config.for_backbone("tiny")) / "trials"
+    alone = bench_here(config.for_backbone("tiny"))
+    for trial in result.trials:
+        alone.run(Job(trial.trial_id, trial.trial, tmp_path / trial.trial_id))
+        assert losses(folder / trial.trial_id) == pytest.approx(losses(tmp_path / trial.trial_id), rel=1e-4)
+
+
+@pytest.mark.slow
 def test_halving_resumes_what_it_promotes_and_costs_little(ray_cluster: None, make_config: Make) -> None:
     """16 searched trials, of which a quarter goes on at each of 3 rungs: at most 2.5 full runs, no step done twice."""
     config = halved(make_config, steps=16, trials=16, asha={"grace_period": 1, "reduction_factor": 4})
