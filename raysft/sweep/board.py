@@ -3,7 +3,8 @@
     trial function --submit--> Board --take--> group (rank 0)
                    <-reports--       <-report--
 
-One asynchronous actor per study. It knows nothing of training; it decides what happens when a group breaks.
+One asynchronous actor for the groups of one study after another. It knows nothing of training; it decides what happens
+when a group breaks.
 """
 
 import asyncio
@@ -54,22 +55,42 @@ class Entry:
 class Board:
     """Plain asyncio; `start_board` makes it an actor."""
 
-    def __init__(self, max_failures: int, maximise: bool) -> None:
-        self.max_failures, self.maximise = max_failures, maximise
-        self.entries: dict[str, Entry] = {}
-        self.queue: deque[str] = deque()
+    def __init__(self, max_failures: int) -> None:
+        self.max_failures = max_failures
         self.running: dict[Seat, str] = {}
         self.start_failures: dict[int, int] = {}
         self.given_up: set[int] = set()
         self.slots: set[int] = set()
-        self.prober: int | None = None
-        self.measured: str | None = None
-        self.best: float | None = None
-        self.refusal = ""
+        self.studies = 0  # opened so far
+        self.config: Any = None
         self.closed = False
         self.changed = asyncio.Condition()
+        self._clear()
+
+    def _clear(self) -> None:
+        """What belongs to a study."""
+        self.entries: dict[str, Entry] = {}
+        self.queue: deque[str] = deque()
+        self.prober: int | None = None
+        self.measured: str | None = None
+        self.maximise = True
+        self.best: float | None = None
+        self.refusal = ""
+        self.over = True
 
     # --- asked by trial functions and the driver ---
+
+    async def open(self, config: Any, maximise: bool) -> None:
+        """Begin a study, of which the groups get to know by `study`."""
+        self._clear()
+        self.studies += 1
+        self.config, self.maximise, self.over = config, maximise, False
+        await self._notify()
+
+    async def end_study(self) -> None:
+        """Let the groups wait for the next one. All trials have ended."""
+        self.over = True
+        await self._notify()
 
     async def submit(self, trial_id: str, job: Any) -> None:
         """Pin a trial. Asking again changes nothing while it runs, nor once it failed, which Tune tries to repeat."""
@@ -84,8 +105,9 @@ class Board:
 
     async def reports(self, trial_id: str, seen: int) -> list[Report]:
         """The reports after the first `seen`, as soon as there is one."""
-        await self._until(lambda: len(self.entries[trial_id].reports) > seen)
-        return self.entries[trial_id].reports[seen:]
+        entry = self.entries[trial_id]
+        await self._until(lambda: len(entry.reports) > seen)
+        return entry.reports[seen:]
 
     async def cancel(self, trial_id: str, how: Stop = "drop") -> None:
         """Stop a trial at its next step boundary, or at once where no group has it yet. Unknown ones are ignored."""
@@ -98,7 +120,7 @@ class Board:
 
     async def close(self, how: Stop = "drop") -> None:
         """Stop all trials and let the groups end."""
-        self.closed = True
+        self.closed = self.over = True
         for trial_id in list(self.entries):
             await self.cancel(trial_id, how)
         await self._notify()
@@ -121,33 +143,38 @@ class Board:
             await self._until(lambda: self.closed or bool(self.queue) or bool(self._trials(slot)) or self._probes(slot))
         return not self.closed and slot not in self.given_up
 
-    async def needs_probe(self, slot: int) -> bool:
-        if not self._probes(slot):
+    async def study(self, seen: int) -> Any:
+        """(number, config) of the study after the first `seen`; Wait where there is none yet; None once closed."""
+        if not await self._soon(lambda: self.closed or (self.studies > seen and not self.over)):
+            return Wait()
+        return None if self.closed else (self.studies, self.config)
+
+    async def needs_probe(self, slot: int, study: int) -> bool:
+        if study != self.studies or not self._probes(slot):
             return False
         self.prober = slot
         return True
 
-    async def take(self, seat: Seat) -> Any:
-        """The next job; Wait where there is none yet; None once the board is closed.
+    async def take(self, seat: Seat, study: int) -> Any:
+        """The study's next job; Wait where there is none yet; None once it is over.
 
         A seat whose group broke gets the trial back that it had.
         """
         if seat not in self.running:
-            try:
-                await asyncio.wait_for(self._until(lambda: self.closed or bool(self.queue)), TAKE_SECONDS)
-            except TimeoutError:
+            if not await self._soon(lambda: self._past(study) or bool(self.queue)):
                 return Wait()
-            if self.closed:
+            if self._past(study):
                 return None
-            if not self.queue:
+            if not self.queue:  # another seat was faster
                 return Wait()
             self.running[seat] = self.queue.popleft()
         return self.entries[self.running[seat]].job
 
     async def cancelled(self, trial_id: str) -> Stop:
         """Returns once the trial is to stop (or has ended), with how."""
-        await self._until(lambda: self.entries[trial_id].cancel is not None or self.entries[trial_id].ended)
-        return self.entries[trial_id].cancel or "drop"
+        entry = self.entries[trial_id]
+        await self._until(lambda: entry.cancel is not None or entry.ended)
+        return entry.cancel or "drop"
 
     async def report(self, seat: Seat, trial_id: str, report: Report) -> None:
         entry = self.entries[trial_id]
@@ -167,8 +194,10 @@ class Board:
             self.best = value
         return better
 
-    async def refuse(self, reason: str) -> None:
+    async def refuse(self, reason: str, study: int) -> None:
         """No group can ever run this study: fail what waits and what comes."""
+        if self._past(study):
+            return
         self.refusal = self.refusal or reason
         for trial_id, entry in self.entries.items():
             if not entry.ended:
@@ -183,7 +212,7 @@ class Board:
             if self.start_failures[slot] >= START_FAILURES:
                 self.given_up.add(slot)
                 if self.given_up >= self.slots:
-                    await self.refuse(f"the workers cannot start: {reason}")
+                    await self.refuse(f"the workers cannot start: {reason}", self.studies)
         for trial_id in broken:
             entry = self.entries[trial_id]
             entry.failures += 1
@@ -193,7 +222,11 @@ class Board:
         return not self.closed and slot not in self.given_up and not self.refusal
 
     def _probes(self, slot: int) -> bool:
-        return self.measured is None and self.prober in (None, slot)
+        return not self.over and self.measured is None and self.prober in (None, slot)
+
+    def _past(self, study: int) -> bool:
+        """A group may be so slow to start that its study is over by then."""
+        return self.over or study != self.studies
 
     def _trials(self, slot: int) -> list[str]:
         """What runs in a slot's lanes."""
@@ -209,11 +242,19 @@ class Board:
         async with self.changed:
             self.changed.notify_all()
 
+    async def _soon(self, condition: Callable[[], bool]) -> bool:
+        """Whether the condition came true before those who wait must hear something."""
+        try:
+            await asyncio.wait_for(self._until(condition), TAKE_SECONDS)
+        except TimeoutError:
+            return False
+        return True
+
     async def _until(self, condition: Callable[[], bool]) -> None:
         async with self.changed:
             await self.changed.wait_for(condition)
 
 
-def start_board(max_failures: int, maximise: bool) -> Any:
+def start_board(max_failures: int) -> Any:
     actor: Any = ray.remote(Board)  # Ray's stubs do not know an actor's options
-    return actor.options(num_cpus=0, max_concurrency=10_000).remote(max_failures, maximise)
+    return actor.options(num_cpus=0, max_concurrency=10_000).remote(max_failures)

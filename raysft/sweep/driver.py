@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,7 @@ from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.probe import Capability
 from raysft.progress import Progress
-from raysft.sweep.board import start_board
-from raysft.sweep.group import groups_folder, keep_group
+from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.mirror import Mirror
 from raysft.sweep.search import StudySearch
@@ -40,7 +38,6 @@ log = logging.getLogger(__name__)
 
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
-GROUP_END_SECONDS = 60.0
 SETTINGS = "settings.json"
 RESULT = "study.json"
 TUNE = "tune"
@@ -119,14 +116,15 @@ def sweep(
         slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
         tracking = Tracking(config)
         results = []
-        for study, slot_count in zip(studies, slots, strict=True):
-            first = given(study) if given else baselines(study)
-            done = _finished(study)
-            if done:
-                progress.finished_earlier(done.backbone)
-            results.append(done or _Study(study, first, slot_count, tracking, progress, resume).run())
-            if results[-1].interrupted:
-                break
+        with GroupsInTurn() as groups:
+            for study, slot_count in zip(studies, slots, strict=True):
+                first = given(study) if given else baselines(study)
+                done = _finished(study)
+                if done:
+                    progress.finished_earlier(done.backbone)
+                results.append(done or _Study(study, first, slot_count, tracking, progress, resume).run(groups))
+                if results[-1].interrupted:
+                    break
         return results
 
 
@@ -213,13 +211,12 @@ class _Study:
         self.slots = min(slots, math.ceil(self.left / lanes))
         self.at_once = min(self.slots * lanes, self.left)
 
-    def run(self) -> StudyResult:
+    def run(self, groups: GroupsInTurn) -> StudyResult:
         name = self.config.backbone.name
         (self.folder / SETTINGS).write_text(json.dumps(_settings(self.config), indent=1))
         self.progress.study(self.config, self.total, self.at_once)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
-        board = start_board(self.config.workers.max_failures, self.config.search.mode == "max")
-        groups = self._start_groups(board)
+        board = groups.open(self.config, self.slots, str((self.folder / "groups").resolve()))
         result = None
         try:
             capability = self._measure(board, tracked)
@@ -230,23 +227,11 @@ class _Study:
             result = StudyResult(name, capability, rows, self._best(rows), interrupted)
             return result
         finally:
-            how = "drop" if result and not result.interrupted else "save"
-            ray.get(board.close.remote(how))
-            deadline = time.monotonic() + GROUP_END_SECONDS
-            for group in groups:
-                group.join(max(0.0, deadline - time.monotonic()))
+            if result is None or result.interrupted:
+                groups.close("save")
+            else:
+                groups.end_study()
             self._end(tracked, result)
-
-    def _start_groups(self, board: Any) -> list[threading.Thread]:
-        """One thread a slot: Ray Train's fit() waits for its group as long as that lives."""
-        folder = groups_folder(self.folder)
-        groups = [
-            threading.Thread(target=keep_group, args=(board, slot, self.config, folder), daemon=True)
-            for slot in range(self.slots)
-        ]
-        for group in groups:
-            group.start()
-        return groups
 
     def _measure(self, board: Any, tracked: TrackedStudy) -> Capability:
         """The capability and facts of the data that the first group measured, now or before an interruption."""

@@ -1,25 +1,22 @@
-"""A group of Ray Train workers that runs one trial after another, and the task that keeps it running.
+"""A group of Ray Train workers: it works for one study after another, and runs one trial after another in each.
 
-What belongs to the group (processes, imports, process group, base weights, tokenised data) is made once by
-`raysft.trial.Bench`; rank 0 takes a trial off the board and every rank runs it.
+What belongs to a study (base weights, tokenised data) is made once by `raysft.trial.Bench`, in processes that outlive
+it; rank 0 takes a trial off the board and every rank runs it.
 """
 
 import gc
 import json
-import logging
 import math
 import os
 import threading
-import uuid
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from queue import Queue
 from typing import Any
 
 import ray
 
-from raysft.config import SweepConfig
+from raysft.config import SweepConfig, WorkersConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.quiet import libraries_quiet
 from raysft.sweep.board import Report, Stop, Wait
@@ -27,72 +24,46 @@ from raysft.sweep.board import Report, Stop, Wait
 # Workers import torch, transformers and deepspeed at once; on few cores that takes longer than Train waits by itself.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
-log = logging.getLogger(__name__)
-
-
-def keep_group(board: Any, slot: int, config: SweepConfig, folder: str) -> None:
-    """Start the slot's group, and start it again as often as the board wants. Runs in a thread of the driver."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    workers = config.workers
-    on_gpu = workers.resources.get("GPU", 0) > 0
-    while ray.get(board.wanted.remote(slot, not workers.reuse)):
-        trainer = TorchTrainer(
-            group_loop,
-            train_loop_config={"board": board, "slot": slot, "config": config.model_dump(mode="json")},
-            scaling_config=ScalingConfig(
-                num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
-            ),
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-            # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
-            run_config=RunConfig(
-                name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=0),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            if not ray.get(board.group_broke.remote(slot, root_cause(error))):
-                return
-
-
-def root_cause(error: BaseException) -> str:
-    """One line for what broke a group: a worker's own error where Train hands it on."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        error = next(iter(failures.values()))
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
-
 
 def group_loop(settings: dict[str, Any]) -> None:
-    """Every rank of a group: make the bench, then run what the board hands out until it is closed."""
-    prepare_process(settings["config"])
+    """Every rank of a group: work for one study after another, as the board opens them, until it is closed."""
+    workers = WorkersConfig.model_validate(settings["workers"])
+    prepare_process(workers)
     from raysft.ranks import Ranks
-    from raysft.trial import Bench
 
     ranks = Ranks()
-    slot = settings["slot"]
-    config = SweepConfig.model_validate(settings["config"])
-    seats = [Seat(settings["board"], (slot, lane)) if ranks.rank == 0 else None for lane in range(config.workers.lanes)]
+    slot, board = settings["slot"], settings["board"]
+    seats = [Seat(board, (slot, lane)) if ranks.rank == 0 else None for lane in range(workers.lanes)]
+    studies = 0
+    while (study := ranks.broadcast(seats[0] and seats[0].ask("study", studies))) is not None:
+        if isinstance(study, Wait):
+            continue
+        studies, config = study
+        _work_for(studies, SweepConfig.model_validate(config), ranks, seats)
+        if not workers.reuse:
+            return
+
+
+def _work_for(study: int, config: SweepConfig, ranks: Any, seats: list["Seat | None"]) -> None:
+    """Make the study's bench, then run what the board hands out until the study is over. study: its number."""
+    from raysft.trial import Bench
+
     seat = seats[0]
     try:
         bench = Bench(config, "zero", ranks, _device())
     except (InputError, TrialFailed) as error:
         if seat:
-            seat.ask("refuse", str(error))
+            seat.ask("refuse", str(error), study)
         return
-    if ranks.broadcast(seat and seat.ask("needs_probe", slot)):
+    if ranks.broadcast(seat and seat.ask("needs_probe", seat.place[0], study)):
         measured = {"capability": bench.probe().to_dict(), "data": bench.data_facts(), "notes": bench.notes()}
         if seat:
             seat.ask("set_measurement", json.dumps(measured))
-    gc.freeze()  # what lives as long as the group is left out of the collection that ends each trial
-    _at_once([partial(_work, bench, seat) for seat in seats])
+    gc.freeze()  # what lives as long as the study is left out of the collection that ends each trial
+    try:
+        _at_once([partial(_work, study, bench, seat) for seat in seats])
+    finally:
+        gc.unfreeze()
 
 
 def _at_once(works: list[Callable[[], None]]) -> None:
@@ -115,10 +86,10 @@ def _at_once(works: list[Callable[[], None]]) -> None:
             raise error
 
 
-def _work(bench: Any, seat: "Seat | None") -> None:
+def _work(study: int, bench: Any, seat: "Seat | None") -> None:
     """Run what the board hands out to this seat."""
     while True:
-        job = bench.ranks.broadcast(seat and seat.ask("take", seat.place))
+        job = bench.ranks.broadcast(seat and seat.ask("take", seat.place, study))
         if job is None:
             return
         if isinstance(job, Wait):
@@ -128,7 +99,7 @@ def _work(bench: Any, seat: "Seat | None") -> None:
             return
 
 
-def prepare_process(config: dict[str, Any]) -> None:
+def prepare_process(workers: WorkersConfig) -> None:
     """Threads and environment of a worker, before torch and deepspeed are imported."""
     import warnings
 
@@ -137,7 +108,7 @@ def prepare_process(config: dict[str, Any]) -> None:
     libraries_quiet()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(max(1, math.floor(config["workers"]["resources"].get("CPU", 1))))
+    torch.set_num_threads(max(1, math.floor(workers.resources.get("CPU", 1))))
 
 
 class Seat:
@@ -191,7 +162,3 @@ def _device() -> Any:
     from ray.train.torch import get_device
 
     return get_device() if torch.cuda.is_available() else torch.device("cpu")
-
-
-def groups_folder(folder: Path) -> str:
-    return str((folder / "groups").resolve())

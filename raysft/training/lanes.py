@@ -115,7 +115,7 @@ class Lanes:
     def _pass_back(self, lanes: list[Lane]) -> None:
         shared, gradients = [], []
         for lane in lanes:
-            if lane.own is not None and lane.own.grad is not None:
+            if lane.shared is not None and lane.own is not None and lane.own.grad is not None:
                 shared.append(lane.shared)
                 gradients.append(lane.own.grad)
             lane.shared = lane.own = None

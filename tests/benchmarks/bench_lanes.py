@@ -131,9 +131,7 @@ def run(bench: Bench, trials: int, folder: Path) -> tuple[float, list[float]]:
     with ThreadPoolExecutor(bench.config.workers.lanes) as threads:
         results = list(threads.map(bench.run, jobs))
     taken = time.perf_counter() - started
-    beside = sum(
-        r.metrics["time/seconds"] * (r.metrics["time/start"] + r.metrics["time/evaluation"]) for r in results
-    )
+    beside = sum(r.metrics["time/seconds"] * (r.metrics["time/start"] + r.metrics["time/evaluation"]) for r in results)
     lines = [json.loads(line) for job in jobs for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
     return taken - beside, [line["train/loss"] for line in lines]
 

@@ -14,8 +14,9 @@ def test_both_ways_train_the_same(tmp_path: Path, tiny_backbone: Path) -> None:
     data = tmp_path / "train.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     written = tmp_path / "bench.json"
-    command = [sys.executable, str(SCRIPT), "--backbone", str(tiny_backbone), "--data", str(data), "--json", str(written)]
-    command += "--template plain --max-length 32 --samples 2 --lanes 3 --repeats 2 --precision fp32 --threads 1".split()
+    command = [sys.executable, str(SCRIPT), "--backbone", str(tiny_backbone), "--data", str(data)]
+    command += ["--json", str(written), "--template", "plain", "--max-length", "32", "--samples", "2", "--lanes", "3"]
+    command += ["--repeats", "2", "--precision", "fp32", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(written.read_text())["found"]
