@@ -96,6 +96,9 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
             if trial.status == "FINISHED":
                 assert len(losses(folder / "trials" / trial.trial_id)) == steps
 
+    folders = [study_folder(config.for_backbone(result.backbone)) / "groups" for result in (first, other)]
+    assert [folder.exists() for folder in folders] == [True, False], "the first study's groups went on with the second"
+
     parents, children = runs_of(config)
     assert sorted(p.info.run_name for p in parents) == ["first", "second"]
     assert {p.info.status for p in parents} == {"FINISHED"}
