@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -112,20 +113,33 @@ def sweep(
     studies = [config.for_backbone(b.name) for b in config.backbones]
     for study in studies:
         _claim(study, resume)
-    with ray_session(address):
-        slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
-        tracking = Tracking(config)
-        results = []
-        with GroupsInTurn() as groups:
-            for study, slot_count in zip(studies, slots, strict=True):
-                first = given(study) if given else baselines(study)
-                done = _finished(study)
-                if done:
-                    progress.finished_earlier(done.backbone)
-                results.append(done or _Study(study, first, slot_count, tracking, progress, resume).run(groups))
-                if results[-1].interrupted:
-                    break
-        return results
+    with ThreadPoolExecutor(1) as aside:
+        tracked = aside.submit(Tracking, config)  # MLflow makes its database while Ray starts
+        with ray_session(address):
+            slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
+            return _in_turn(studies, slots, tracked.result(), progress, resume, given or baselines)
+
+
+def _in_turn(
+    studies: list[SweepConfig],
+    slots: list[int],
+    tracking: Tracking,
+    progress: Progress,
+    resume: bool,
+    given: Callable[[SweepConfig], list[TrialConfig]],
+) -> list[StudyResult]:
+    """Each study that is not finished, to the first one that is interrupted."""
+    results = []
+    with GroupsInTurn() as groups:
+        for study, slot_count in zip(studies, slots, strict=True):
+            done = _finished(study)
+            if done:
+                progress.finished_earlier(done.backbone)
+            own = (given(study), slot_count, tracking, progress, resume)
+            results.append(done or _Study(study, *own).run(groups))
+            if results[-1].interrupted:
+                break
+    return results
 
 
 def baselines(config: SweepConfig) -> list[TrialConfig]:
