@@ -130,13 +130,15 @@ def _in_turn(
 ) -> list[StudyResult]:
     """Each study that is not finished, to the first one that is interrupted."""
     results = []
+    finished = [_finished(study) for study in studies]
     with GroupsInTurn() as groups:
-        for study, slot_count in zip(studies, slots, strict=True):
-            done = _finished(study)
+        for at, (study, slot_count, done) in enumerate(zip(studies, slots, finished, strict=True)):
             if done:
                 progress.finished_earlier(done.backbone)
-            own = (given(study), slot_count, tracking, progress, resume)
-            results.append(done or _Study(study, *own).run(groups))
+                results.append(done)
+                continue
+            own = _Study(study, given(study), slot_count, tracking, progress, resume)
+            results.append(own.run(groups, last=all(finished[at + 1 :])))
             if results[-1].interrupted:
                 break
     return results
@@ -225,12 +227,14 @@ class _Study:
         self.slots = min(slots, math.ceil(self.left / lanes))
         self.at_once = min(self.slots * lanes, self.left)
 
-    def run(self, groups: GroupsInTurn) -> StudyResult:
+    def run(self, groups: GroupsInTurn, last: bool) -> StudyResult:
+        """last: no study comes after it, so that groups without a trial can end."""
         name = self.config.backbone.name
         (self.folder / SETTINGS).write_text(json.dumps(_settings(self.config), indent=1))
         self.progress.study(self.config, self.total, self.at_once)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
-        board = groups.open(self.config, self.slots, str((self.folder / "groups").resolve()))
+        expected = None if self.config.search.asha else self.left  # promoted trials come again
+        board = groups.open(self.config, self.slots, str((self.folder / "groups").resolve()), expected, last)
         result = None
         try:
             capability = self._measure(board, tracked)
