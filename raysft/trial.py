@@ -92,6 +92,11 @@ class Bench:
         if self.lanes is None:
             self.base.to("cpu")  # type: ignore[arg-type]
 
+    def warm_up(self) -> None:
+        """Import now what the first trial would wait for."""
+        if self.engine_kind == "zero":
+            import raysft.training.zero  # noqa: F401
+
     def data_facts(self) -> dict[str, dict[str, Any]]:
         """Fingerprint and counts of the training and held-out data."""
         parts = {"train": self.train, "heldout": self.heldout}

@@ -77,14 +77,21 @@ class Board:
         self.best: float | None = None
         self.refusal = ""
         self.over = True
+        self.expected: int | None = None
+        self.last = False
 
     # --- asked by trial functions and the driver ---
 
-    async def open(self, config: Any, maximise: bool) -> None:
-        """Begin a study, of which the groups get to know by `study`."""
+    async def open(self, config: Any, maximise: bool, expected: int | None = None, last: bool = False) -> None:
+        """Begin a study, of which the groups get to know by `study`.
+
+        expected: trials that will be submitted, each once; None where that is not known. last: no study comes after it,
+        so that groups without a trial end once all have come.
+        """
         self._clear()
         self.studies += 1
         self.config, self.maximise, self.over = config, maximise, False
+        self.expected, self.last = expected, last
         await self._notify()
 
     async def end_study(self) -> None:
@@ -140,14 +147,18 @@ class Board:
         """Whether a group shall (still) run in this slot; with_work: only once there is a trial for it."""
         self.slots.add(slot)
         if with_work:
-            await self._until(lambda: self.closed or bool(self.queue) or bool(self._trials(slot)) or self._probes(slot))
-        return not self.closed and slot not in self.given_up
+            await self._until(
+                lambda: self._no_more() or bool(self.queue) or bool(self._trials(slot)) or self._probes(slot)
+            )
+        if self.closed or slot in self.given_up:
+            return False
+        return bool(self._trials(slot)) or not self._no_more()
 
     async def study(self, seen: int) -> Any:
         """(number, config) of the study after the first `seen`; Wait where there is none yet; None once closed."""
-        if not await self._soon(lambda: self.closed or (self.studies > seen and not self.over)):
+        if not await self._soon(lambda: self._no_more() or (self.studies > seen and not self.over)):
             return Wait()
-        return None if self.closed else (self.studies, self.config)
+        return (self.studies, self.config) if self.studies > seen and not self.over else None
 
     async def needs_probe(self, slot: int, study: int) -> bool:
         if study != self.studies or not self._probes(slot):
@@ -161,9 +172,9 @@ class Board:
         A seat whose group broke gets the trial back that it had.
         """
         if seat not in self.running:
-            if not await self._soon(lambda: self._past(study) or bool(self.queue)):
+            if not await self._soon(lambda: self._past(study) or bool(self.queue) or self._all_taken()):
                 return Wait()
-            if self._past(study):
+            if self._past(study) or self._all_taken():
                 return None
             if not self.queue:  # another seat was faster
                 return Wait()
@@ -223,6 +234,14 @@ class Board:
 
     def _probes(self, slot: int) -> bool:
         return not self.over and self.measured is None and self.prober in (None, slot)
+
+    def _all_taken(self) -> bool:
+        """Whether a group without a trial will get none any more in this study."""
+        return self.expected is not None and len(self.entries) >= self.expected and not self.queue
+
+    def _no_more(self) -> bool:
+        """The same of all studies."""
+        return self.closed or (self.last and self._all_taken())
 
     def _past(self, study: int) -> bool:
         """A group may be so slow to start that its study is over by then."""

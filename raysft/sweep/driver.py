@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -112,20 +113,35 @@ def sweep(
     studies = [config.for_backbone(b.name) for b in config.backbones]
     for study in studies:
         _claim(study, resume)
-    with ray_session(address):
-        slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
-        tracking = Tracking(config)
-        results = []
-        with GroupsInTurn() as groups:
-            for study, slot_count in zip(studies, slots, strict=True):
-                first = given(study) if given else baselines(study)
-                done = _finished(study)
-                if done:
-                    progress.finished_earlier(done.backbone)
-                results.append(done or _Study(study, first, slot_count, tracking, progress, resume).run(groups))
-                if results[-1].interrupted:
-                    break
-        return results
+    with ThreadPoolExecutor(1) as aside:
+        tracked = aside.submit(Tracking, config)  # MLflow makes its database while Ray starts
+        with ray_session(address):
+            slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
+            return _in_turn(studies, slots, tracked.result(), progress, resume, given or baselines)
+
+
+def _in_turn(
+    studies: list[SweepConfig],
+    slots: list[int],
+    tracking: Tracking,
+    progress: Progress,
+    resume: bool,
+    given: Callable[[SweepConfig], list[TrialConfig]],
+) -> list[StudyResult]:
+    """Each study that is not finished, to the first one that is interrupted."""
+    results = []
+    finished = [_finished(study) for study in studies]
+    with GroupsInTurn() as groups:
+        for at, (study, slot_count, done) in enumerate(zip(studies, slots, finished, strict=True)):
+            if done:
+                progress.finished_earlier(done.backbone)
+                results.append(done)
+                continue
+            own = _Study(study, given(study), slot_count, tracking, progress, resume)
+            results.append(own.run(groups, last=all(finished[at + 1 :])))
+            if results[-1].interrupted:
+                break
+    return results
 
 
 def baselines(config: SweepConfig) -> list[TrialConfig]:
@@ -211,12 +227,14 @@ class _Study:
         self.slots = min(slots, math.ceil(self.left / lanes))
         self.at_once = min(self.slots * lanes, self.left)
 
-    def run(self, groups: GroupsInTurn) -> StudyResult:
+    def run(self, groups: GroupsInTurn, last: bool) -> StudyResult:
+        """last: no study comes after it, so that groups without a trial can end."""
         name = self.config.backbone.name
         (self.folder / SETTINGS).write_text(json.dumps(_settings(self.config), indent=1))
         self.progress.study(self.config, self.total, self.at_once)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
-        board = groups.open(self.config, self.slots, str((self.folder / "groups").resolve()))
+        expected = None if self.config.search.asha else self.left  # promoted trials come again
+        board = groups.open(self.config, self.slots, str((self.folder / "groups").resolve()), expected, last)
         result = None
         try:
             capability = self._measure(board, tracked)

@@ -23,6 +23,8 @@ from raysft.sweep.board import Report, Stop, Wait
 
 # Workers import torch, transformers and deepspeed at once; on few cores that takes longer than Train waits by itself.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+# A process more for each group, which tells workers of a node that is about to go: nothing here asks it.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def group_loop(settings: dict[str, Any]) -> None:
@@ -59,6 +61,7 @@ def _work_for(study: int, config: SweepConfig, ranks: Any, seats: list["Seat | N
         measured = {"capability": bench.probe().to_dict(), "data": bench.data_facts(), "notes": bench.notes()}
         if seat:
             seat.ask("set_measurement", json.dumps(measured))
+    bench.warm_up()  # while the driver reads the measurement and Tune starts
     gc.freeze()  # what lives as long as the study is left out of the collection that ends each trial
     try:
         _at_once([partial(_work, study, bench, seat) for seat in seats])

@@ -30,18 +30,18 @@ class GroupsInTurn:
     def __exit__(self, *error: object) -> None:
         self.close("drop")
 
-    def open(self, study: SweepConfig, slots: int, folder: str) -> Any:
+    def open(self, study: SweepConfig, slots: int, folder: str, expected: int | None, last: bool) -> Any:
         """The board of the groups that work for the study (made by for_backbone) from now on.
 
         They are those of the study before where it had the same workers and as many slots. folder: of what Ray Train
-        writes about its runs.
+        writes about its runs; expected, last: as in Board.open.
         """
         if self._groups and (self._groups.workers != study.workers or self._groups.slots < slots):
             self.close("drop")
         if self._groups is None:
             self._groups = _Groups(study.workers, slots, folder)
         board = self._groups.board
-        ray.get(board.open.remote(study.model_dump(mode="json"), study.search.mode == "max"))
+        ray.get(board.open.remote(study.model_dump(mode="json"), study.search.mode == "max", expected, last))
         return board
 
     def end_study(self) -> None:

@@ -247,3 +247,38 @@ def test_who_waits_long_for_a_study_hears_something(monkeypatch: pytest.MonkeyPa
         assert await board.study(1) == Wait()
 
     run(scenario)
+
+
+def test_groups_without_a_trial_end_once_all_trials_of_the_last_study_have_come() -> None:
+    async def scenario(board: Board) -> None:
+        await board.open(CONFIG, True, expected=2, last=True)
+        await board.submit("a", "job a")
+        assert await board.take((0, 0), 2) == "job a"
+        idle = asyncio.create_task(board.take((1, 0), 2))
+        await asyncio.sleep(0)
+        assert not idle.done(), "b is still to come"
+        await board.submit("b", "job b")
+        assert await idle == "job b"
+        assert await board.take((2, 0), 2) is None
+        assert await board.study(2) is None
+        assert [await board.wanted(slot, False) for slot in (0, 1, 2)] == [True, True, False]
+        assert await board.group_broke(0, "a worker died"), "its trial is still to be run"
+        assert await board.take((0, 0), 2) == "job a"
+
+    run(scenario)
+
+
+def test_before_another_study_they_wait_for_it() -> None:
+    async def scenario(board: Board) -> None:
+        await board.open(CONFIG, True, expected=1, last=False)
+        await board.submit("a", "job a")
+        await board.take((0, 0), 2)
+        assert await board.take((1, 0), 2) is None
+        waiting = asyncio.create_task(board.study(2))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        assert await board.wanted(1, False)
+        await board.open(CONFIG, True)
+        assert await waiting == (3, CONFIG)
+
+    run(scenario)
