@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from raysft.config import OVERRIDABLE, SweepConfig
 from raysft.errors import InputError, did_you_mean
 from raysft.refusal import Loc, Refusal, dotted, refusals
+from raysft.sourceconfig import FileSource, HubSource
 from raysft.yamltext import Document, parse, write
 
 M = TypeVar("M", bound=BaseModel)
@@ -84,6 +85,9 @@ def _local_paths(config: SweepConfig) -> list[tuple[Loc, str]]:
         found.append((("backbones", position, "path"), Path(backbone.path)))
         found += _sources(("backbones", position, "overrides", "data"), backbone.overrides.get("data", {}))
     found += _sources(("data",), config.data.model_dump(mode="json"))
+    for name, task in config.evaluation.tasks.items():
+        if isinstance(task.source, FileSource | HubSource):
+            found.append((("evaluation", "tasks", name, "source", "path"), Path(task.source.path)))
     return [(loc, str(path.absolute())) for loc, path in found if loc == ("output",) or path.exists()]
 
 
@@ -106,12 +110,16 @@ def _read(path: Path) -> str:
 
 
 def _booleans_refused(given: Any, taken: Any, loc: Loc = ()) -> list[Refusal]:
-    """Where true or false was taken as 1 or 0, which is surely not what was meant."""
+    """Where true or false was taken as 1 or 0, which is surely not what was meant.
+
+    What was taken lacks a key that only led to others: the file of a task.
+    """
     if isinstance(given, bool) and not isinstance(taken, bool):
         return [Refusal(loc, f"must be a number, not {str(given).lower()}.")]
     if isinstance(given, dict):
-        return [r for key, value in given.items() for r in _booleans_refused(value, taken[key], (*loc, key))]
-    if isinstance(given, list):
+        shared = {key: value for key, value in given.items() if key in taken}
+        return [r for key, value in shared.items() for r in _booleans_refused(value, taken[key], (*loc, key))]
+    if isinstance(given, list) and isinstance(taken, list):
         return [r for i, value in enumerate(given) for r in _booleans_refused(value, taken[i], (*loc, i))]
     return []
 
