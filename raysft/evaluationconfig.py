@@ -34,8 +34,8 @@ class GenerationConfig(Strict):
     scorer: ScorerName = "exact_match"
     answer_pattern: str | list[str] | None = Field(
         default=None,
-        description="regular expression whose last match is the answer, or several to try in turn; math tries them "
-        "after a box",
+        description="regular expression whose last match is the answer, or several to try in turn; math looks for "
+        "a box first, and has patterns of its own where this is null",
     )
     main_score: str | None = Field(default=None, description="of a scorer with several; null: the first")
     tolerance: float = Field(default=1e-4, ge=0, lt=1, description="of math: relative, where a number is a decimal one")
@@ -62,12 +62,7 @@ class GenerationConfig(Strict):
     @field_validator("answer_pattern")
     @classmethod
     def _compiles(cls, pattern: str | list[str] | None) -> str | list[str] | None:
-        for text in _listed(pattern):
-            try:
-                re.compile(text)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
+        return _compiled(pattern)
 
     @property
     def patterns(self) -> list[str]:
@@ -76,6 +71,15 @@ class GenerationConfig(Strict):
 
 def _listed(pattern: str | list[str] | None) -> list[str]:
     return [pattern] if isinstance(pattern, str) else pattern or []
+
+
+def _compiled(pattern: Any) -> Any:
+    for text in _listed(pattern):
+        try:
+            re.compile(text)
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+    return pattern
 
 
 def _partial(schema: dict[str, Any]) -> None:
@@ -93,6 +97,9 @@ class TaskConfig(GenerationConfig):
     where: dict[str, str | int | bool] = Field(default={}, description="only the rows whose fields have these values")
     prompt: str = Field(default="question", description="field with the question")
     response: str = Field(default="answer", description="field with the answer")
+    response_pattern: str | None = Field(
+        default=None, description="regular expression; its last match in the answer's field is the answer"
+    )
     options: str | None = Field(default=None, description="field with the options: label -> text, or a list of texts")
     instruction: str = Field(default="{prompt}", description="what the model reads: {prompt}, {options} are filled in")
     system: str | None = Field(default=None, description="system message; null: the template's own, if it has one")
@@ -101,6 +108,11 @@ class TaskConfig(GenerationConfig):
     scored_option: Literal["text", "label"] = Field(
         default="text", description="of loglikelihood: what of an option the model's likelihood is taken of"
     )
+
+    @field_validator("response_pattern")
+    @classmethod
+    def _compiles_too(cls, pattern: str | None) -> str | None:
+        return _compiled(pattern)
 
     @model_validator(mode="after")
     def _askable(self) -> Self:
@@ -128,6 +140,8 @@ def task_values(name: str, changes: dict[str, Any] | None) -> dict[str, Any]:
     """
     if not re.fullmatch(TASK_NAME, name):
         raise ValueError(f"the task name '{name}' must be made of letters, digits, '_' and '-'")
+    if name == "generation":
+        raise ValueError("a task cannot be named 'generation', which is the held-out data's section: rename it")
     if not isinstance(changes or {}, dict):
         raise ValueError(f"the task '{name}' must be a mapping of keys to values: {{}} takes it as it is")
     changes = dict(changes or {})

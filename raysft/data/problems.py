@@ -1,5 +1,6 @@
 """The problems of a task, read from its source: what the model is told, and the answer that it is judged by."""
 
+import re
 from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
@@ -37,7 +38,7 @@ def _kept(row: Row, task: TaskConfig, place: str) -> bool:
 def _example(row: Row, name: str, task: TaskConfig, place: str, index: int) -> Example:
     setting = f"evaluation.tasks.{name}"
     question = as_text(value_of(row, f"{setting}.prompt", task.prompt, place), f"field '{task.prompt}'", place)
-    response = _answer(value_of(row, f"{setting}.response", task.response, place), task.response, place)
+    response = _answer(value_of(row, f"{setting}.response", task.response, place), task, place)
     options = None
     if task.options is not None:
         options = _options(value_of(row, f"{setting}.options", task.options, place), task.options, place)
@@ -50,17 +51,34 @@ def _example(row: Row, name: str, task: TaskConfig, place: str, index: int) -> E
     return Example(messages, place, index, options)
 
 
-def _answer(value: Any, field: str, place: str) -> str:
-    """An answer; some benchmarks keep it in a list."""
+def _answer(value: Any, task: TaskConfig, place: str) -> str:
+    """An answer; some benchmarks keep it in a list, or at the end of a solution."""
     values = value if isinstance(value, list) and value else [value]
-    text = ", ".join(as_text(item, f"field '{field}'", place) for item in values)
+    text = ", ".join(as_text(item, f"field '{task.response}'", place) for item in values)
     if not text.strip():
-        raise InputError(place, f"the answer (field '{field}') is empty.", "Remove the problem, or fill it in.")
-    return text
+        raise InputError(place, f"the answer (field '{task.response}') is empty.", "Remove the problem, or fill it in.")
+    if task.response_pattern is None:
+        return text
+    found = last_match(re.compile(task.response_pattern), text)
+    if found is None:
+        reason = f"the answer (field '{task.response}') has no match of response_pattern '{task.response_pattern}'."
+        raise InputError(place, reason, "Change response_pattern, or the answer.")
+    return found
+
+
+def last_match(pattern: re.Pattern[str], text: str) -> str | None:
+    """The last match that is not empty; of a match the first group."""
+    found = [_captured(match) for match in pattern.finditer(text)]
+    return next((answer for answer in reversed(found) if answer), None)
+
+
+def _captured(match: re.Match[str]) -> str:
+    groups = (group for group in match.groups() if group is not None)
+    return next(groups, match[0]).strip()
 
 
 def _options(value: Any, field: str, place: str) -> dict[str, str]:
-    """A list gets the labels A, B, C, ...; a label without a text (rows of one table share their labels) is left out."""
+    """A list gets the labels A, B, C, ...; a label without a text is left out: rows of one table share their labels."""
     if isinstance(value, list):
         value = dict(zip(ascii_uppercase, value, strict=False))
     if not isinstance(value, dict):
