@@ -32,6 +32,7 @@ Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted 
 Backbone = Annotated[str | None, typer.Option(help="name of a backbone in the file; default: the first")]
 
 FAILED, REFUSED = 1, 2
+PRECISIONS = ("bf16", "fp32")
 
 
 @app.command()
@@ -130,16 +131,111 @@ def probe(file: File, backbone: Backbone = None, sets: Sets = []) -> None:  # no
 
 @app.command()
 def evaluate(
-    file: File,
-    model: Annotated[str | None, typer.Option(help="folder or hub id; default: the file's backbone")] = None,
+    what: Annotated[str, typer.Argument(help="a model (folder or hub id), or a sweep file", show_default=False)],
+    task: Annotated[list[str], typer.Option(help="built-in name or YAML file; may be repeated")] = [],  # noqa: B006
+    lm_eval: Annotated[list[str], typer.Option(help="task of lm-evaluation-harness; may be repeated")] = [],  # noqa: B006
+    sets: Annotated[
+        list[str], typer.Option("--set", help="of every task, e.g. samples=4; with a sweep file, of the file")
+    ] = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="folder for records, scores and the MLflow run")] = Path("runs"),
+    template: Annotated[str | None, typer.Option(help="as data.template; default: chat, or plain without one")] = None,
+    revision: Annotated[str | None, typer.Option(help="of a hub id")] = None,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
+    seed: Annotated[int, typer.Option(help="of the samples")] = 0,
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: sqlite in the output")] = None,
+    model: Annotated[str | None, typer.Option(help="with a sweep file: whose scores; default: its backbone")] = None,
     backbone: Backbone = None,
-    sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Held-out scores and generation accuracy of a model on the file's held-out data, in this process."""
-    from raysft.inprocess import evaluate_here
+    """Ask a model the problems of tasks; with a sweep file, evaluate as that file says."""
+    if what.endswith((".yaml", ".yml")):
+        from raysft.inprocess import evaluate_here
 
-    config = _one_backbone(_checked(file, sets), backbone)
-    evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
+        if task or lm_eval:
+            fix = "Name the tasks in the file's evaluation.tasks, or name a model instead of the file."
+            raise InputError(what, "is a sweep file, which has tasks of its own.", fix)
+        config = _one_backbone(_checked(Path(what), sets), backbone)
+        evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
+        return
+    _evaluate_model(what, task, lm_eval, sets, output, template, revision, precision, seed, tracking)
+
+
+def _evaluate_model(
+    what: str,
+    names: list[str],
+    lm_eval: list[str],
+    sets: list[str],
+    output: Path,
+    template: str | None,
+    revision: str | None,
+    precision: str,
+    seed: int,
+    tracking: str | None,
+) -> None:
+    import json
+    from typing import get_args
+
+    from raysft.config import BackboneConfig
+    from raysft.errors import did_you_mean
+    from raysft.evaluationconfig import Template, builtin_tasks
+    from raysft.preflight import check_model, check_output, check_tasks
+    from raysft.sweepfile import load_tasks
+
+    if not names and not lm_eval:
+        fix = f"Name some with --task: {', '.join(builtin_tasks())}, or a file."
+        raise InputError("evaluate", "no task is named.", fix)
+    for option, value, valid in (("--template", template, get_args(Template)), ("--precision", precision, PRECISIONS)):
+        if value is not None and value not in valid:
+            raise InputError(option, f"'{value}' is unknown.", did_you_mean(value, list(valid)))
+    tasks = load_tasks(names, sets)
+    title = Path(what).name if Path(what).is_dir() else what.replace("/", "--")
+    folder = output / "evaluation" / title
+    check_output(folder)
+    check_model(what)
+    check_tasks(tasks)
+    backbone = BackboneConfig(name="model", path=what, revision=revision)
+    metrics: dict[str, float] = {}
+    if tasks:
+        from raysft.inprocess import evaluate_tasks_here
+
+        metrics |= evaluate_tasks_here(backbone, tasks, folder, _say, template, precision, seed)  # type: ignore[arg-type]
+    if lm_eval:
+        from raysft.lmeval import lm_eval_scores
+
+        found = lm_eval_scores(backbone, lm_eval, precision, seed)
+        for name, score in found.items():
+            _say(f"{name:24} {score:.4f}")
+        metrics |= found
+    from raysft.tracking import log_evaluation
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "scores.json").write_text(json.dumps(metrics, indent=1))
+    params = {"model": what, "revision": revision, "precision": precision, "seed": seed, "template": template}
+    params |= {f"task/{name}": task.model_dump_json() for name, task in tasks.items()}
+    uri = log_evaluation(output, tracking, title, params, metrics, folder / "completions.jsonl.gz")
+    _say(f"Records and scores: {folder}; MLflow: {uri}, experiment evaluation")
+
+
+@app.command()
+def rescore(
+    records: Annotated[Path, typer.Argument(help="a completions.jsonl.gz of a trial or of raysft evaluate")],
+    task: Annotated[str | None, typer.Option(help="that judges all of them; default: each record's own")] = None,
+    sets: Annotated[list[str], typer.Option("--set", help="of the task, e.g. tolerance=0")] = [],  # noqa: B006
+    output: Annotated[Path | None, typer.Option(help="default: rescored.jsonl.gz beside the records")] = None,
+) -> None:
+    """Judge recorded answers anew, without generating again."""
+    from raysft.inprocess import rescore_here
+    from raysft.records import read_records
+    from raysft.sweepfile import load_tasks
+
+    names = list(dict.fromkeys(record["task"] for record in read_records(records)))
+    if task is None and "generation" in names:
+        fix = "Name the task whose scorer judges them: --task gsm8k, or a file."
+        raise InputError(str(records), "holds answers to held-out data, which are of no task.", fix)
+    tasks = load_tasks([task] if task else names, sets)
+    by_name = dict.fromkeys(names, next(iter(tasks.values()))) if task else tasks
+    output = output or records.with_name("rescored.jsonl.gz")
+    rescore_here(records, by_name, output, _say)
+    _say(f"Records: {output}")
 
 
 @app.command()

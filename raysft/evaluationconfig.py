@@ -105,6 +105,9 @@ class TaskConfig(GenerationConfig):
     system: str | None = Field(default=None, description="system message; null: the template's own, if it has one")
     template: Template | None = Field(default=None, description="null: that of the data section")
     problems: int | None = Field(default=None, gt=0, description="at most so many, at an even stride; null: all")
+    shorten: bool = Field(
+        default=False, description="fewer new tokens than max_new_tokens where the model has no room for them"
+    )
     scored_option: Literal["text", "label"] = Field(
         default="text", description="of loglikelihood: what of an option the model's likelihood is taken of"
     )

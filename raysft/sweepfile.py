@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from raysft.config import OVERRIDABLE, SweepConfig
 from raysft.errors import InputError, did_you_mean
+from raysft.evaluationconfig import TaskConfig, task_values
 from raysft.refusal import Loc, Refusal, dotted, refusals
 from raysft.sourceconfig import FileSource, HubSource
 from raysft.yamltext import Document, parse, write
@@ -52,6 +53,28 @@ def validated(model: type[M], values: dict[str, Any], place: str) -> M:
     except ValidationError as error:
         found = [InputError(f"{place} {dotted(r.loc)}".strip(), r.reason, r.fix) for r in refusals(model, error)]
         raise _together(place, found) from None
+
+
+def load_tasks(names: Sequence[str], sets: Sequence[str] = ()) -> dict[str, TaskConfig]:
+    """Tasks by built-in name, or YAML files of one's own, each with the keys that `sets` change: `samples=4`.
+
+    Raises InputError for what is no task or no setting of one.
+    """
+    tasks = {}
+    for name in names:
+        changes: dict[str, Any] = {"file": name} if name.endswith((".yaml", ".yml")) else {}
+        name = Path(name).stem if changes else name
+        for text in sets:
+            setting = _setting(changes, text)
+            if setting.document.refused:
+                raise setting.document.refused[0]
+            changes = _replaced(changes, setting.loc, setting.document.values)
+        try:
+            values = task_values(name, changes)
+        except ValueError as error:
+            raise InputError(f"--task {name}", f"{error}.") from None
+        tasks[name] = validated(TaskConfig, values, f"--task {name}")
+    return tasks
 
 
 def schema() -> str:

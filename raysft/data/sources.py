@@ -118,11 +118,14 @@ def _field(row: Row, key: str, field: str, place: str) -> str:
 
 
 def value_of(row: Row, setting: str, field: str, place: str) -> Any:
-    """The row's field, which `setting` names. Raises InputError where there is none."""
-    if field not in row:
-        fix = did_you_mean(field, list(row)) if row else "The sample has no fields at all."
-        raise InputError(place, f"field '{field}' is missing.", f"{fix} The name is set with {setting}.")
-    return row[field]
+    """The row's field, which `setting` names; `a.b` is the field b of a. Raises InputError where there is none."""
+    if field in row:
+        return row[field]
+    outer, _, inner = field.partition(".")
+    if inner and isinstance(row.get(outer), dict):
+        return value_of(row[outer], setting, inner, place)
+    fix = did_you_mean(field, list(row)) if row else "The sample has no fields at all."
+    raise InputError(place, f"field '{field}' is missing.", f"{fix} The name is set with {setting}.")
 
 
 def as_text(value: Any, name: str, place: str) -> str:

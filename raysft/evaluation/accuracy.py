@@ -4,7 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -100,28 +100,29 @@ def _checked(
     prompts = [render_prompt(example, tokenizer, template) for example in examples]
     ends = end_token_ids(tokenizer, template)
     problems = Problems(name, config, template, scorer, numbers, examples, prompts, ends)
-    _check_room(model, tokenizer, problems)
-    return problems
-
-
-def _check_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Problems) -> None:
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if room is None:
-        return
-    longest = max(map(len, problems.prompts))
-    if isinstance(problems.config, TaskConfig) and problems.config.scorer == "loglikelihood":
-        whole = longest_option(tokenizer, problems.examples, problems.config, problems.template)
-        if whole > room:
+    return problems if room is None else _fitted(tokenizer, problems, room)
+
+
+def _fitted(tokenizer: PreTrainedTokenizerBase, problems: Problems, room: int) -> Problems:
+    """The problems, as far as the model's positions hold them."""
+    config, longest = problems.config, max(map(len, problems.prompts))
+    task = config if isinstance(config, TaskConfig) else None
+    if task and task.scorer == "loglikelihood":
+        if (whole := longest_option(tokenizer, problems.examples, task, problems.template)) > room:
             reason = f"a question and one of its options have {whole} tokens, and the model {room} positions."
             raise InputError(problems.setting, reason, "Leave such questions out with where, or use another model.")
-    elif longest + problems.config.max_new_tokens > room:
-        shorter = "Lower data.max_length." if problems.name == GENERATION else "Leave the task out for this model."
-        raise InputError(
-            f"{problems.setting}.max_new_tokens",
-            f"{problems.config.max_new_tokens} new tokens after the longest prompt ({longest}) exceed the model's "
-            f"{room} positions.",
-            f"Set it to at most {room - longest}." if room > longest else shorter,
-        )
+        return problems
+    if longest + config.max_new_tokens <= room:
+        return problems
+    if task and task.shorten and longest < room:
+        return replace(problems, config=task.model_copy(update={"max_new_tokens": room - longest}))
+    shorter = "Lower data.max_length." if problems.name == GENERATION else "Leave the task out for this model."
+    raise InputError(
+        f"{problems.setting}.max_new_tokens",
+        f"{config.max_new_tokens} new tokens after the longest prompt ({longest}) exceed the model's {room} positions.",
+        f"Set it to at most {room - longest}." if room > longest else shorter,
+    )
 
 
 @dataclass(frozen=True)
