@@ -116,8 +116,9 @@ def _jsonl(path: Path) -> Rows:
 def _json(path: Path) -> Rows:
     values = _parse(_text(path), str(path))
     if not isinstance(values, list):
-        keys = f"Name the list in it with key: {', '.join(values)}." if isinstance(values, dict) else ""
-        raise InputError(str(path), "does not hold a list of objects.", keys or "Use .jsonl for one object a line.")
+        lists = [key for key, value in values.items() if isinstance(value, list)] if isinstance(values, dict) else []
+        fix = f"Name the list in it with key: {', '.join(lists)}." if lists else "Use .jsonl for one object a line."
+        raise InputError(str(path), "does not hold a list of objects.", fix)
     return _objects(values, lambda i: f"{path} item {i}")
 
 
