@@ -76,9 +76,9 @@ def theirs(rows: Sequence[dict[str, Any]], command: Sequence[str]) -> list[bool]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-    with opened as file:
-        return [json.loads(line) for line in file]
+    content = path.read_bytes()
+    lines = gzip.decompress(content) if path.suffix == ".gz" else content
+    return [json.loads(line) for line in lines.decode().splitlines()]
 
 
 def main() -> None:
