@@ -19,6 +19,7 @@ def lm_eval_scores(
     """
     try:
         import lm_eval
+        import torch
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         fix = "Install it: pip install 'raysft[lm-eval]'."
@@ -37,6 +38,7 @@ def lm_eval_scores(
             tasks=[Path(name).stem if Path(name) in files else name for name in names],
             task_manager=TaskManager(include_path=folders or None),
             batch_size=batch_size,
+            device="cuda" if torch.cuda.is_available() else "cpu",
             random_seed=seed,
             log_samples=False,
         )
