@@ -94,15 +94,13 @@ def _options(value: Any, field: str, place: str) -> dict[str, str]:
 
 
 def _label(response: str, options: dict[str, str], row: Row, task: TaskConfig, place: str) -> str:
-    """The label of the right option, which is given as such, as its text, or as its position from 0."""
-    answer = response.strip()
+    """The label of the right option: a whole number is its position from 0, a text its label or its own text."""
+    answer, given = response.strip(), row.get(task.response)
+    if isinstance(given, int) and 0 <= given < len(options):
+        return list(options)[given]
     if answer in options:
         return answer
     if answer in options.values():
         return next(label for label, text in options.items() if text == answer)
-    if isinstance(row[task.response], int) and 0 <= int(answer) < len(options):
-        return list(options)[int(answer)]
-    raise InputError(
-        place, f"the answer '{answer}' (field '{task.response}') is none of its options.",
-        did_you_mean(answer, list(options)),
-    )  # fmt: skip
+    reason = f"the answer '{answer}' (field '{task.response}') is none of its options."
+    raise InputError(place, reason, did_you_mean(answer, list(options)))

@@ -68,6 +68,8 @@ def test_rows_may_lie_under_a_key(task: Make) -> None:
         (["yes", "no"], 1, "B", "A. yes\nB. no"),
         (["yes", "no"], "B", "B", "A. yes\nB. no"),
         ([3, 4], "4", "B", "A. 3\nB. 4"),
+        ([3, 4], 4, "B", "A. 3\nB. 4"),
+        ([1, 0], 0, "A", "A. 1\nB. 0"),
     ],
 )
 def test_options_and_the_label_of_the_right_one(task: Make, options: Any, answer: Any, label: str, told: str) -> None:
