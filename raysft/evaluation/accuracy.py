@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raysft.config import GenerationConfig, SweepConfig
+from raysft.config import GenerationConfig, SweepConfig, config_hash
 from raysft.data.problems import spread, task_examples
 from raysft.data.render import end_token_ids, render_prompt
 from raysft.data.sources import Example
@@ -47,6 +47,11 @@ class Problems:
     @property
     def setting(self) -> str:
         return "evaluation.generation" if self.name == GENERATION else f"evaluation.tasks.{self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs whenever a prompt or an answer differs."""
+        return config_hash({"prompts": self.prompts, "answers": [example.response for example in self.examples]})
 
 
 def load_problems(

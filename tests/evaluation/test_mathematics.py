@@ -130,6 +130,20 @@ def test_comparisons_work_in_a_thread_that_is_not_the_main_one(pool: Pool) -> No
     assert found == [True]
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_comparisons_work_in_a_ray_worker() -> None:
+    import ray
+
+    @ray.remote(num_cpus=1)
+    def ask() -> list[Any]:
+        made = Pool(1)
+        found = made.verdicts([("1/2", "0.5", 0.0), ("3", TOWER, 0.0), ("2", "4/2", 0.0)], 10.0)
+        made.close()
+        return found
+
+    assert ray.get(ask.remote()) == [True, "timeout", True]
+
+
 def test_a_process_that_dies_costs_its_question_alone(pool: Pool) -> None:
     assert pool.verdicts([("1/2", "0.5", 0.0)], 60.0) == [True]
     for asked in pool.judges:

@@ -124,6 +124,17 @@ def test_a_task_may_be_shortened_to_the_models_positions(make_config: Make, sour
     assert max(record["tokens"] for record in found.records) <= 128 - len("1+1?")
 
 
+def test_the_problems_are_a_part_of_a_trials_identity(make_config: Make, source: dict[str, Any]) -> None:
+    """A resumed trial cannot go on with other ones under the same name."""
+    config = make_config(evaluation={"generation": None, "tasks": {"t": {"source": source, "max_new_tokens": 3}}})
+    first = bench_here(config.for_backbone("tiny"))._data_identity()
+    assert first.keys() == {"train", "heldout", "task t"}
+    assert bench_here(config.for_backbone("tiny"))._data_identity() == first
+    other = config.evaluation.tasks["t"].model_copy(update={"problems": 2})
+    changed = config.evaluation.model_copy(update={"tasks": {"t": other}})
+    assert bench_here(config.model_copy(update={"evaluation": changed}).for_backbone("tiny"))._data_identity() != first
+
+
 def test_records_are_scored_anew_without_a_model(make_config: Make, source: dict[str, Any]) -> None:
     task = {"source": source, "answer_pattern": r"(\d)", "samples": 3, "max_new_tokens": 12}
     config = make_config(evaluation={"generation": None, "tasks": {"t": task}})
