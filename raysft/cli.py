@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -32,7 +32,6 @@ Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted 
 Backbone = Annotated[str | None, typer.Option(help="name of a backbone in the file; default: the first")]
 
 FAILED, REFUSED = 1, 2
-PRECISIONS = ("bf16", "fp32")
 
 
 @app.command()
@@ -156,63 +155,29 @@ def evaluate(
         config = _one_backbone(_checked(Path(what), sets), backbone)
         evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
         return
-    _evaluate_model(what, task, lm_eval, sets, output, template, revision, precision, seed, tracking)
+    if not task and not lm_eval:
+        from raysft.evaluationconfig import builtin_tasks
 
-
-def _evaluate_model(
-    what: str,
-    names: list[str],
-    lm_eval: list[str],
-    sets: list[str],
-    output: Path,
-    template: str | None,
-    revision: str | None,
-    precision: str,
-    seed: int,
-    tracking: str | None,
-) -> None:
-    import json
-    from typing import get_args
-
-    from raysft.config import BackboneConfig
-    from raysft.errors import did_you_mean
-    from raysft.evaluationconfig import Template, builtin_tasks
-    from raysft.preflight import check_model, check_output, check_tasks
-    from raysft.sweepfile import load_tasks
-
-    if not names and not lm_eval:
         fix = f"Name some with --task: {', '.join(builtin_tasks())}, or a file."
         raise InputError("evaluate", "no task is named.", fix)
-    for option, value, valid in (("--template", template, get_args(Template)), ("--precision", precision, PRECISIONS)):
-        if value is not None and value not in valid:
-            raise InputError(option, f"'{value}' is unknown.", did_you_mean(value, list(valid)))
-    tasks = load_tasks(names, sets)
-    title = Path(what).name if Path(what).is_dir() else what.replace("/", "--")
-    folder = output / "evaluation" / title
-    check_output(folder)
-    check_model(what)
-    check_tasks(tasks)
-    backbone = BackboneConfig(name="model", path=what, revision=revision)
-    metrics: dict[str, float] = {}
-    if tasks:
-        from raysft.inprocess import evaluate_tasks_here
+    from raysft.config import BackboneConfig
+    from raysft.evaluationconfig import Template
+    from raysft.modelscores import evaluate_model
+    from raysft.sweepfile import load_tasks
 
-        metrics |= evaluate_tasks_here(backbone, tasks, folder, _say, template, precision, seed)  # type: ignore[arg-type]
-    if lm_eval:
-        from raysft.lmeval import lm_eval_scores
+    _one_of("--template", template, [*get_args(Template), None])
+    _one_of("--precision", precision, ["bf16", "fp32"])
+    named = BackboneConfig(name="model", path=what, revision=revision)
+    tasks = load_tasks(task, sets)
+    evaluate_model(named, tasks, lm_eval, output, _say, template, precision, seed, tracking)  # type: ignore[arg-type]
 
-        found = lm_eval_scores(backbone, lm_eval, precision, seed)
-        for name, score in found.items():
-            _say(f"{name:24} {score:.4f}")
-        metrics |= found
-    from raysft.tracking import log_evaluation
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "scores.json").write_text(json.dumps(metrics, indent=1))
-    params = {"model": what, "revision": revision, "precision": precision, "seed": seed, "template": template}
-    params |= {f"task/{name}": task.model_dump_json() for name, task in tasks.items()}
-    uri = log_evaluation(output, tracking, title, params, metrics, folder / "completions.jsonl.gz")
-    _say(f"Records and scores: {folder}; MLflow: {uri}, experiment evaluation")
+def _one_of(option: str, value: str | None, valid: list[str | None]) -> None:
+    from raysft.errors import did_you_mean
+
+    if value not in valid:
+        names = [name for name in valid if name is not None]
+        raise InputError(option, f"'{value}' is unknown.", did_you_mean(str(value), names))
 
 
 @app.command()
@@ -223,7 +188,7 @@ def rescore(
     output: Annotated[Path | None, typer.Option(help="default: rescored.jsonl.gz beside the records")] = None,
 ) -> None:
     """Judge recorded answers anew, without generating again."""
-    from raysft.inprocess import rescore_here
+    from raysft.modelscores import rescore as judge_anew
     from raysft.records import read_records
     from raysft.sweepfile import load_tasks
 
@@ -233,9 +198,7 @@ def rescore(
         raise InputError(str(records), "holds answers to held-out data, which are of no task.", fix)
     tasks = load_tasks([task] if task else names, sets)
     by_name = dict.fromkeys(names, next(iter(tasks.values()))) if task else tasks
-    output = output or records.with_name("rescored.jsonl.gz")
-    rescore_here(records, by_name, output, _say)
-    _say(f"Records: {output}")
+    judge_anew(records, by_name, output or records.with_name("rescored.jsonl.gz"), _say)
 
 
 @app.command()

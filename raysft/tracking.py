@@ -377,7 +377,12 @@ def log_completions(client: MlflowClient, run_id: str, path: Path) -> None:
 
 
 def log_evaluation(
-    output: Path, uri: str | None, model: str, params: Mapping[str, Any], metrics: Mapping[str, float], path: Path
+    output: Path,
+    uri: str | None,
+    model: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    records: Path | None,
 ) -> str:
     """A run of its own for one model's scores, in the experiment `evaluation`; returns the tracking URI.
 
@@ -397,8 +402,8 @@ def log_evaluation(
             [Metric(key, float(value), now, 0) for key, value in metrics.items()],
             [Param(key, _text(value)) for key, value in params.items()],
         )
-        if path.exists():
-            log_completions(client, run_id, path)
+        if records is not None:
+            log_completions(client, run_id, records)
         client.set_terminated(run_id)
     except (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
         raise InputError(f"MLflow {redacted(uri)}", f"cannot be used: {reason_of(error)}.", FIX) from None

@@ -288,7 +288,7 @@ def test_one_models_scores_are_a_run_of_their_own(tmp_path: Path) -> None:
         ("m", "FINISHED", {"eval/t/accuracy": 1.0})
     ] * 2
     with pytest.raises(InputError, match=r"MLflow .* cannot be used"):
-        log_evaluation(tmp_path, "http://127.0.0.1:9", "m", {}, {}, tmp_path / "none")
+        log_evaluation(tmp_path, "http://127.0.0.1:9", "m", {}, {}, None)
 
 
 def test_studies_of_a_sweep_share_its_experiment(config: SweepConfig) -> None:
