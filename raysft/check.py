@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 from raysft.config import SweepConfig, total_steps
-from raysft.preflight import Shapes, check_backbone, check_data, check_output
+from raysft.preflight import Shapes, check_backbone, check_data, check_output, check_tasks
 
 CHECKPOINTS = 3  # of a trial at its fullest: two are kept while the next is written
 
@@ -54,6 +54,7 @@ def check(config: SweepConfig) -> Plan:
         data = study.data.model_dump_json()
         if data not in samples:
             samples[data] = check_data(study.data)
+        check_tasks(study.evaluation.tasks)
         plans.append(_plan(study, samples[data], shapes))
     return Plan(config.name, config.folder, tuple(plans))
 

@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
@@ -130,16 +130,75 @@ def probe(file: File, backbone: Backbone = None, sets: Sets = []) -> None:  # no
 
 @app.command()
 def evaluate(
-    file: File,
-    model: Annotated[str | None, typer.Option(help="folder or hub id; default: the file's backbone")] = None,
+    what: Annotated[str, typer.Argument(help="a model (folder or hub id), or a sweep file", show_default=False)],
+    task: Annotated[list[str], typer.Option(help="built-in name or YAML file; may be repeated")] = [],  # noqa: B006
+    lm_eval: Annotated[list[str], typer.Option(help="task of lm-evaluation-harness; may be repeated")] = [],  # noqa: B006
+    sets: Annotated[
+        list[str], typer.Option("--set", help="of every task, e.g. samples=4; with a sweep file, of the file")
+    ] = [],  # noqa: B006
+    output: Annotated[Path, typer.Option(help="folder for records, scores and the MLflow run")] = Path("runs"),
+    template: Annotated[str | None, typer.Option(help="as data.template; default: chat, or plain without one")] = None,
+    revision: Annotated[str | None, typer.Option(help="of a hub id")] = None,
+    precision: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
+    seed: Annotated[int, typer.Option(help="of the samples")] = 0,
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: sqlite in the output")] = None,
+    model: Annotated[str | None, typer.Option(help="with a sweep file: whose scores; default: its backbone")] = None,
     backbone: Backbone = None,
-    sets: Sets = [],  # noqa: B006
 ) -> None:
-    """Held-out scores and generation accuracy of a model on the file's held-out data, in this process."""
-    from raysft.inprocess import evaluate_here
+    """Ask a model the problems of tasks; with a sweep file, evaluate as that file says."""
+    if what.endswith((".yaml", ".yml")):
+        from raysft.inprocess import evaluate_here
 
-    config = _one_backbone(_checked(file, sets), backbone)
-    evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
+        if task or lm_eval:
+            fix = "Name the tasks in the file's evaluation.tasks, or name a model instead of the file."
+            raise InputError(what, "is a sweep file, which has tasks of its own.", fix)
+        config = _one_backbone(_checked(Path(what), sets), backbone)
+        evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
+        return
+    if not task and not lm_eval:
+        from raysft.evaluationconfig import builtin_tasks
+
+        fix = f"Name some with --task: {', '.join(builtin_tasks())}, or a file."
+        raise InputError("evaluate", "no task is named.", fix)
+    from raysft.config import BackboneConfig
+    from raysft.evaluationconfig import Template
+    from raysft.modelscores import evaluate_model
+    from raysft.sweepfile import load_tasks
+
+    _one_of("--template", template, [*get_args(Template), None])
+    _one_of("--precision", precision, ["bf16", "fp32"])
+    named = BackboneConfig(name="model", path=what, revision=revision)
+    tasks = load_tasks(task, sets)
+    evaluate_model(named, tasks, lm_eval, output, _say, template, precision, seed, tracking)  # type: ignore[arg-type]
+
+
+def _one_of(option: str, value: str | None, valid: list[str | None]) -> None:
+    from raysft.errors import did_you_mean
+
+    if value not in valid:
+        names = [name for name in valid if name is not None]
+        raise InputError(option, f"'{value}' is unknown.", did_you_mean(str(value), names))
+
+
+@app.command()
+def rescore(
+    records: Annotated[Path, typer.Argument(help="a completions.jsonl.gz of a trial or of raysft evaluate")],
+    task: Annotated[str | None, typer.Option(help="that judges all of them; default: each record's own")] = None,
+    sets: Annotated[list[str], typer.Option("--set", help="of the task, e.g. tolerance=0")] = [],  # noqa: B006
+    output: Annotated[Path | None, typer.Option(help="default: rescored.jsonl.gz beside the records")] = None,
+) -> None:
+    """Judge recorded answers anew, without generating again."""
+    from raysft.modelscores import rescore as judge_anew
+    from raysft.records import read_records
+    from raysft.sweepfile import load_tasks
+
+    names = list(dict.fromkeys(record["task"] for record in read_records(records)))
+    if task is None and "generation" in names:
+        fix = "Name the task whose scorer judges them: --task gsm8k, or a file."
+        raise InputError(str(records), "holds answers to held-out data, which are of no task.", fix)
+    tasks = load_tasks([task] if task else names, sets)
+    by_name = dict.fromkeys(names, next(iter(tasks.values()))) if task else tasks
+    judge_anew(records, by_name, output or records.with_name("rescored.jsonl.gz"), _say)
 
 
 @app.command()

@@ -6,6 +6,7 @@ Every model forbids unknown keys and is immutable; `raysft.sweepfile` reads YAML
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, get_args, get_origin
@@ -21,10 +22,17 @@ from pydantic import (
     model_validator,
 )
 
+from raysft.errors import did_you_mean
+from raysft.evaluationconfig import TASK_NAME, EvaluationConfig, Template
+from raysft.evaluationconfig import GenerationConfig as GenerationConfig
 from raysft.objectives.base import Keep, Probability, Selection, ThresholdUnit
 from raysft.objectives.power import Power
 from raysft.objectives.registry import known, name_of
 from raysft.refusal import refusals
+from raysft.sourceconfig import FileSource as FileSource
+from raysft.sourceconfig import HubSource as HubSource
+from raysft.sourceconfig import ReasoningGymSource as ReasoningGymSource
+from raysft.sourceconfig import Source
 from raysft.strict import Strict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -193,43 +201,6 @@ class BackboneConfig(Strict):
         return self
 
 
-class FileSource(Strict):
-    """Local JSONL, JSON (a list of objects) or Parquet, told by the ending."""
-
-    kind: Literal["file"] = "file"
-    path: Path
-
-    @field_validator("path")
-    @classmethod
-    def _known_ending(cls, path: Path) -> Path:
-        if path.suffix.lower() not in (".jsonl", ".json", ".parquet"):
-            raise ValueError(f"'{path}' must end in .jsonl, .json or .parquet")
-        return path
-
-
-class HubSource(Strict):
-    """A Hugging Face data set, by hub id or by folder."""
-
-    kind: Literal["hub"] = "hub"
-    path: str = Field(min_length=1)
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-
-class ReasoningGymSource(Strict):
-    """A procedurally generated task of the reasoning-gym package."""
-
-    kind: Literal["reasoning_gym"] = "reasoning_gym"
-    task: str = Field(min_length=1)
-    size: int = Field(gt=0)
-    seed: int = Field(default=42, ge=0)
-    params: dict[str, Any] = Field(default_factory=dict)
-
-
-Source = Annotated[FileSource | HubSource | ReasoningGymSource, Field(discriminator="kind")]
-
-
 class DataConfig(Strict):
     train: Source
     heldout: Source | None = Field(default=None, description="null: heldout_samples are split off the training data")
@@ -238,7 +209,7 @@ class DataConfig(Strict):
     messages: str | None = Field(default=None, description="field with chat messages, instead of prompt and response")
     system: str | None = Field(default=None, description="system message put before each sample that has none")
     prompt_suffix: str = Field(default="", description="text appended to each user prompt")
-    template: Literal["chat", "qwen", "llama3", "deepseek", "plain"] = Field(
+    template: Template = Field(
         default="chat",
         description="chat: the tokenizer's own; plain: prompt, response, end token; the rest: the paper's",
     )
@@ -323,40 +294,6 @@ class WorkersConfig(Strict):
 # --- evaluation, search, tracking -----------------------------------------------------------------------------------
 
 
-class GenerationConfig(Strict):
-    """Generation accuracy on held-out problems: avg@k at a temperature, or greedy."""
-
-    scorer: Literal["exact_match", "numeric", "reasoning_gym"] = "exact_match"
-    answer_pattern: str | None = Field(default=None, description="regular expression; its last match is the answer")
-    problems: int = Field(default=256, gt=0)
-    samples: int = Field(default=1, gt=0, description="k of avg@k")
-    temperature: float = Field(default=1.0, ge=0, description="0 is greedy")
-    max_new_tokens: int = Field(default=256, gt=0)
-    batch_size: int = Field(default=64, gt=0, description="sequences generated at once by one worker")
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.temperature == 0 and self.samples > 1:
-            raise ValueError("greedy decoding (temperature 0) gives the same sample each time: set samples to 1")
-        return self
-
-    @field_validator("answer_pattern")
-    @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
-        import re
-
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"not a regular expression: {error}") from None
-        return pattern
-
-
-class EvaluationConfig(Strict):
-    generation: GenerationConfig | None = Field(default=None, description="null: held-out scores only")
-    every: int | None = Field(default=None, gt=0, description="steps; null: only after training")
-
-
 class ProbeConfig(Strict):
     samples: int = Field(default=512, gt=0, description="training samples that capability is measured on")
 
@@ -373,18 +310,35 @@ METRIC_MODES: dict[str, Literal["max", "min"]] = {
     "eval/nll": "min",
     "eval/mean_probability": "max",
 }
+TASK_METRIC = re.compile(rf"eval/({TASK_NAME})/accuracy")
 
 
 class SearchConfig(Strict):
     trials: int = Field(default=16, ge=0, description="searched trials of a backbone, besides the baselines")
     sampler: Literal["tpe", "random"] = "tpe"
-    metric: Literal["eval/accuracy", "eval/nll", "eval/mean_probability"] = "eval/accuracy"
+    metric: str = Field(
+        default="eval/accuracy", description="eval/accuracy, eval/nll, eval/mean_probability, or eval/TASK/accuracy"
+    )
     asha: AshaConfig | None = Field(default=None, description="pause trials at rungs and promote the best; null: none")
     seed: int = Field(default=0, ge=0)
 
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, metric: str) -> str:
+        if metric not in METRIC_MODES and not TASK_METRIC.fullmatch(metric):
+            known = ", ".join(f"'{name}'" for name in METRIC_MODES)
+            raise ValueError(f"must be {known} or 'eval/TASK/accuracy', not '{metric}'")
+        return metric
+
     @property
     def mode(self) -> Literal["max", "min"]:
-        return METRIC_MODES[self.metric]
+        return METRIC_MODES.get(self.metric, "max")
+
+    @property
+    def task(self) -> str | None:
+        """The task whose accuracy the metric is."""
+        found = TASK_METRIC.fullmatch(self.metric)
+        return found[1] if found else None
 
 
 class TrackingConfig(Strict):
@@ -427,8 +381,13 @@ class SweepConfig(Strict):
             raise ValueError(f"training.global_batch_size ({size}) must be a multiple of workers.count ({count})")
         if self.workers.lanes > 1 and (needed := self._missing_for_lanes()):
             raise ValueError(f"workers.lanes above 1 needs {needed}; or set workers.lanes to 1")
-        if self.search.metric == "eval/accuracy" and self.evaluation.generation is None:
-            raise ValueError("search.metric eval/accuracy needs evaluation.generation; or search for eval/nll")
+        evaluation, task = self.evaluation, self.search.task
+        if self.search.metric == "eval/accuracy" and not (evaluation.generation or evaluation.tasks):
+            needs = "needs evaluation.generation or evaluation.tasks"
+            raise ValueError(f"search.metric eval/accuracy {needs}; or search for eval/nll")
+        if task is not None and task not in evaluation.tasks:
+            near = did_you_mean(task, list(evaluation.tasks)) if evaluation.tasks else "None is named there."
+            raise ValueError(f"search.metric {self.search.metric}: '{task}' is not in evaluation.tasks. {near}")
         if self.search.asha and not self.evaluation.every:
             raise ValueError("search.asha needs evaluation.every: it compares held-out metrics during training")
         if self.search.asha and self.evaluation.every:
@@ -438,7 +397,7 @@ class SweepConfig(Strict):
                     f"search.asha.grace_period ({grace}) must be a multiple of evaluation.every ({every}), because "
                     f"trials are compared where they are evaluated: set it to {grace - rest + every}"
                 )
-        generation = self.evaluation.generation
+        generation = evaluation.generation
         if generation and generation.scorer == "reasoning_gym":
             heldout = self.data.heldout or self.data.train
             if heldout.kind != "reasoning_gym":

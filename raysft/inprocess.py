@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from raysft.config import BackboneConfig, Job, SweepConfig, TrialConfig
+from raysft.modelscores import say_metrics, told
 from raysft.probe import Capability
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
@@ -53,7 +54,7 @@ def probe_here(config: SweepConfig, say: Say) -> Capability:
 
 
 def evaluate_here(config: SweepConfig, model: str | None, say: Say) -> dict[str, float]:
-    """Score a model (default: the backbone itself) on the held-out data."""
+    """Score a model (default: the backbone itself) on the held-out data and the tasks of a sweep."""
     from raysft.evaluation import evaluate
 
     if model is not None:
@@ -61,8 +62,7 @@ def evaluate_here(config: SweepConfig, model: str | None, say: Say) -> dict[str,
     bench = bench_here(config)
     on_device = bench.base.to(bench.device)  # type: ignore[arg-type]
     evaluation = evaluate(
-        on_device, bench.tokenizer, bench.heldout, bench.config, bench.ranks, bench.device, seed=config.seed
+        on_device, bench.tokenizer, bench.heldout, bench.config, bench.ranks, bench.device, config.seed, told
     )
-    for name, value in evaluation.metrics.items():
-        say(f"{name:24} {value:.4f}")
+    say_metrics(evaluation.metrics, say)
     return evaluation.metrics

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from raysft.config import DataConfig, FileSource, ReasoningGymSource, Source, SweepConfig
 from raysft.errors import InputError, did_you_mean
+from raysft.evaluationconfig import TaskConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 Shapes = dict[str, list[int]]
@@ -45,6 +46,15 @@ def check_backbone(study: SweepConfig) -> Shapes | None:
         return None
     except OSError as error:
         raise InputError(place, f"cannot be read: {error.strerror}.", "Check the path and its permissions.") from None
+
+
+def check_model(path: str) -> None:
+    """Raises InputError for a model's folder that cannot be loaded from, and for what is no hub id."""
+    place = f"model '{path}'"
+    if Path(path).is_dir():
+        _check_folder(Path(path), "plain", place)
+    else:
+        _check_hub_id(path, place)
 
 
 def _check_folder(folder: Path, template: str, place: str) -> Shapes:
@@ -115,6 +125,20 @@ def check_data(data: DataConfig) -> int | None:
     return data.train_samples if count is None else min(count - held, data.train_samples or count)
 
 
+def check_tasks(tasks: dict[str, TaskConfig]) -> None:
+    """Raises InputError for a task whose problems cannot be read; what lies on the hub is taken as given."""
+    for name, task in tasks.items():
+        source = task.source
+        if isinstance(source, ReasoningGymSource):
+            _check_task(source)
+        elif isinstance(source, FileSource):
+            from raysft.data.problems import task_examples
+
+            task_examples(name, task)
+        elif not os.path.exists(source.path):
+            _check_hub_id(source.path, f"evaluation.tasks.{name} (data set '{source.path}')")
+
+
 def _count_rows(source: Source, data: DataConfig, limit: int | None, skip: int) -> int | None:
     """Rows of the source, once those that are drawn from it have been looked at."""
     if isinstance(source, ReasoningGymSource):
@@ -147,7 +171,7 @@ def _check_parquet(path: Path, data: DataConfig) -> int:
         raise InputError(str(path), f"is not a readable Parquet file: {str(error).splitlines()[0]}") from None
     fields = {"messages": data.messages} if data.messages else {"prompt": data.prompt, "response": data.response}
     for key, field in fields.items():
-        if field not in file.schema_arrow.names:
+        if {field, field.partition(".")[0]}.isdisjoint(file.schema_arrow.names):
             fix = f"{did_you_mean(field, file.schema_arrow.names)} The name is set with data.{key}."
             raise InputError(str(path), f"field '{field}' is missing.", fix)
     if file.metadata.num_rows == 0:

@@ -150,13 +150,7 @@ class Progress:
         if not timed or self._done() == self.total:
             return ""
         seconds = sum(timed) / len(timed) * (self.total - self._done()) / max(1, self.slots)
-        return (
-            f"{seconds / 3600:.1f} h"
-            if seconds > 5400
-            else f"{seconds / 60:.0f} min"
-            if seconds > 90
-            else f"{seconds:.0f} s"
-        )
+        return duration(seconds)
 
     def _render(self) -> Group:
         table = Table(box=None, pad_edge=False)
@@ -181,3 +175,10 @@ class Progress:
         if self._left():
             foot += f"; about {self._left()} left"
         return Group(Text(self.head, style="bold"), table, Text(foot))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 50 s, 3 min, 1.6 h."""
+    if seconds > 5400:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"

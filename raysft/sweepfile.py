@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from raysft.config import OVERRIDABLE, SweepConfig
 from raysft.errors import InputError, did_you_mean
+from raysft.evaluationconfig import TaskConfig, task_values
 from raysft.refusal import Loc, Refusal, dotted, refusals
+from raysft.sourceconfig import FileSource, HubSource
 from raysft.yamltext import Document, parse, write
 
 M = TypeVar("M", bound=BaseModel)
@@ -53,6 +55,28 @@ def validated(model: type[M], values: dict[str, Any], place: str) -> M:
         raise _together(place, found) from None
 
 
+def load_tasks(names: Sequence[str], sets: Sequence[str] = ()) -> dict[str, TaskConfig]:
+    """Tasks by built-in name, or YAML files of one's own, each with the keys that `sets` change: `samples=4`.
+
+    Raises InputError for what is no task or no setting of one.
+    """
+    tasks = {}
+    for name in names:
+        changes: dict[str, Any] = {"file": name} if name.endswith((".yaml", ".yml")) else {}
+        name = Path(name).stem if changes else name
+        for text in sets:
+            setting = _setting(changes, text)
+            if setting.document.refused:
+                raise setting.document.refused[0]
+            changes = _replaced(changes, setting.loc, setting.document.values)
+        try:
+            values = task_values(name, changes)
+        except ValueError as error:
+            raise InputError(f"--task {name}", f"{error}.") from None
+        tasks[name] = validated(TaskConfig, values, f"--task {name}")
+    return tasks
+
+
 def schema() -> str:
     """The JSON schema (draft 2020-12) of a sweep file."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "raysft sweep file"}
@@ -84,6 +108,9 @@ def _local_paths(config: SweepConfig) -> list[tuple[Loc, str]]:
         found.append((("backbones", position, "path"), Path(backbone.path)))
         found += _sources(("backbones", position, "overrides", "data"), backbone.overrides.get("data", {}))
     found += _sources(("data",), config.data.model_dump(mode="json"))
+    for name, task in config.evaluation.tasks.items():
+        if isinstance(task.source, FileSource | HubSource):
+            found.append((("evaluation", "tasks", name, "source", "path"), Path(task.source.path)))
     return [(loc, str(path.absolute())) for loc, path in found if loc == ("output",) or path.exists()]
 
 
@@ -106,12 +133,16 @@ def _read(path: Path) -> str:
 
 
 def _booleans_refused(given: Any, taken: Any, loc: Loc = ()) -> list[Refusal]:
-    """Where true or false was taken as 1 or 0, which is surely not what was meant."""
+    """Where true or false was taken as 1 or 0, which is surely not what was meant.
+
+    What was taken lacks a key that only led to others: the file of a task.
+    """
     if isinstance(given, bool) and not isinstance(taken, bool):
         return [Refusal(loc, f"must be a number, not {str(given).lower()}.")]
     if isinstance(given, dict):
-        return [r for key, value in given.items() for r in _booleans_refused(value, taken[key], (*loc, key))]
-    if isinstance(given, list):
+        shared = {key: value for key, value in given.items() if key in taken}
+        return [r for key, value in shared.items() for r in _booleans_refused(value, taken[key], (*loc, key))]
+    if isinstance(given, list) and isinstance(taken, list):
         return [r for i, value in enumerate(given) for r in _booleans_refused(value, taken[i], (*loc, i))]
     return []
 

@@ -36,6 +36,7 @@ from mlflow.exceptions import MlflowException
 from raysft import __version__
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
 from raysft.errors import InputError
+from raysft.records import as_table, read_records
 from raysft.redaction import redacted
 from raysft.spool import Spool, reason_of
 
@@ -45,6 +46,7 @@ for _name in ("mlflow", "alembic"):  # what they would say reaches this module a
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 Point = Mapping[str, Any]
 
+TABLE = "completions.json"  # what MLflow's UI shows of the records
 METRICS_PER_REQUEST = 1000
 TEXT_LIMIT = 6000  # characters of a parameter's value
 LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "mlflow", "optuna")
@@ -215,10 +217,12 @@ class Study:
         reason: str = "",
         artifacts: Sequence[Path] = (),
         summary: Mapping[str, float] | None = None,
+        completions: Path | None = None,
     ) -> None:
         """A started trial's end: FINISHED, KILLED (stopped early) or FAILED; reason becomes the tag stop_reason.
 
-        summary: final metrics, for those that have no point at the trial's last step. artifacts: files.
+        summary: final metrics, for those that have no point at the trial's last step. artifacts: files. completions:
+        a file of records, which becomes an artifact and a table in the UI.
         """
         child, now = self._trials[trial_id], time.time()
 
@@ -230,6 +234,8 @@ class Study:
         self._spool.add(write)
         for path in artifacts:
             self._spool.add_file(partial(self._log_file, child, path))
+        if completions is not None:
+            self._spool.add_file(lambda: log_completions(self._client, self._run(child), completions))
 
     def end(self, status: Status, summary: Mapping[str, float | str] | None = None) -> None:
         """The study's end: no child stays RUNNING. summary: numbers become metrics `best/...`, texts become tags.
@@ -358,6 +364,50 @@ class Study:
             page = search(page_token=page.token)
             runs += page
         return runs
+
+
+def log_completions(client: MlflowClient, run_id: str, path: Path) -> None:
+    """A file of records as an artifact, and some of them as a table of the UI. Repeated, it replaces both.
+
+    MLflow's own log_table would append to what an earlier attempt has written.
+    """
+    client.log_artifact(run_id, str(path))
+    client.log_text(run_id, as_table(read_records(path)), TABLE)
+    client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
+
+
+def log_evaluation(
+    output: Path,
+    uri: str | None,
+    model: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    records: Path | None,
+) -> str:
+    """A run of its own for one model's scores, in the experiment `evaluation`; returns the tracking URI.
+
+    Raises InputError for an MLflow that does not answer or cannot be used.
+    """
+    uri = uri or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    try:
+        if _is_database(uri):
+            _connect_once(uri)
+        client = MlflowClient(uri)
+        artifacts = (output.resolve() / "mlartifacts").as_uri() if _is_database(uri) else None
+        experiment = _experiment(client, "evaluation", artifacts)
+        run_id = client.create_run(experiment.experiment_id, run_name=model).info.run_id
+        now = _milliseconds(time.time())
+        client.log_batch(
+            run_id,
+            [Metric(key, float(value), now, 0) for key, value in metrics.items()],
+            [Param(key, _text(value)) for key, value in params.items()],
+        )
+        if records is not None:
+            log_completions(client, run_id, records)
+        client.set_terminated(run_id)
+    except (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
+        raise InputError(f"MLflow {redacted(uri)}", f"cannot be used: {reason_of(error)}.", FIX) from None
+    return uri
 
 
 def _is_database(uri: str) -> bool:

@@ -54,7 +54,8 @@ class Bench:
         self.tokenizer = load_tokenizer(config.backbone)
         self.train, self.heldout = split(config.data, self.tokenizer, config.output / "cache")
         self.base = load_model(config.backbone, config.training.precision)
-        load_problems(self.base, self.tokenizer, self.heldout, config)  # refuses now what could not be scored later
+        problems = load_problems(self.base, self.tokenizer, self.heldout, config)  # refused now if not scorable later
+        self.tasks = {f"task {p.name}": p.fingerprint for p in problems if p.name in config.evaluation.tasks}
         self.steps = total_steps(config.training, len(self.train))
         self.padded_because = self._pack() if config.training.packing else None
         self.collate = collate(self.base, self.tokenizer)
@@ -237,7 +238,7 @@ class Bench:
         return TrialResult("finished", found["step"], found["metrics"]) if found else None
 
     def _data_identity(self) -> dict[str, str]:
-        return {"train": self.train.fingerprint, "heldout": self.heldout.fingerprint}
+        return {"train": self.train.fingerprint, "heldout": self.heldout.fingerprint, **self.tasks}
 
     def _check_vocabulary(self) -> None:
         """Raises InputError for a token that the model has no embedding for. Tokens that are not used may lack one."""

@@ -104,7 +104,7 @@ def test_help_names_every_command() -> None:
     done = raysft_("--help")
     assert done.returncode == 0
     commands = re.findall(r"^  ([a-z]+)  +[A-Z]", done.stdout, re.MULTILINE)
-    assert {"demo", "check", "probe", "train", "sweep", "evaluate", "submit", "schema"} <= set(commands)
+    assert {"demo", "check", "probe", "train", "sweep", "evaluate", "rescore", "submit", "schema"} <= set(commands)
 
 
 def test_schema_is_json_that_fits_a_sweep_file(sweep_file: Path) -> None:
@@ -255,6 +255,84 @@ def test_evaluating_the_exported_model_gives_the_trials_own_scores(done: dict[st
     assert printed == scores
 
 
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path) -> tuple[Path, Done, Done]:
+    """A model asked a task of one's own, then its records scored anew by another rule. The folder, and both outputs."""
+    folder = tmp_path_factory.mktemp("asked")
+    rows = [{"question": f"{a}+1?", "answer": f"{a + 1}"} for a in range(1, 6)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = f"source: {{kind: file, path: {folder}/rows.jsonl}}\nanswer_pattern: ^(.)\nmax_new_tokens: 8\n"
+    (folder / "mine.yaml").write_text(task)
+    options = ["--task", str(folder / "mine.yaml"), "--set", "samples=8", "--output", str(folder / "runs")]
+    evaluated = raysft_("evaluate", str(tiny_backbone), *options, "--precision", "fp32")
+    assert evaluated.returncode == 0, evaluated.stderr
+    records = folder / "runs" / "evaluation" / tiny_backbone.name / "completions.jsonl.gz"
+    again = raysft_("rescore", str(records), "--task", str(folder / "mine.yaml"), "--set", r"answer_pattern=(\d)")
+    assert again.returncode == 0, again.stderr
+    return records.parent, evaluated, again
+
+
+def test_any_model_is_asked_a_task_of_ones_own(asked: tuple[Path, Done, Done]) -> None:
+    from mlflow import MlflowClient
+
+    folder, done, _ = asked
+    *lines, last = done.stdout.splitlines()
+    printed = dict(line.split() for line in lines)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert printed == {name: f"{value:.4f}" for name, value in scores.items()}
+    assert {"eval/mine/accuracy", "eval/mine/accuracy_se", "eval/mine/pass_at_8", "eval/accuracy"} <= scores.keys()
+    assert re.fullmatch(r"mine: 5/5 problems", done.stderr.strip())
+    uri = re.search(r"MLflow: (\S+), experiment evaluation", last)
+    assert uri is not None
+    client = MlflowClient(uri[1])
+    (run,) = client.search_runs([client.get_experiment_by_name("evaluation").experiment_id])
+    assert run.data.metrics == pytest.approx(scores)
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {
+        "completions.json",
+        "completions.jsonl.gz",
+    }
+
+
+def test_records_are_scored_anew_without_the_model(asked: tuple[Path, Done, Done]) -> None:
+    from raysft.records import read_records
+
+    folder, _, done = asked
+    before, after = (read_records(folder / name) for name in ("completions.jsonl.gz", "rescored.jsonl.gz"))
+    assert [r["completion"] for r in after] == [r["completion"] for r in before]
+    assert len(after) == 40
+    expected = sum(re.findall(r"\d", r["completion"])[-1:] == [r["reference"]] for r in before) / 40
+    assert 0 < expected < 1
+    assert ["eval/mine/accuracy", f"{expected:.4f}"] in [line.split() for line in done.stdout.splitlines()]
+    assert done.stdout.splitlines()[-1] == f"Records: {folder}/rescored.jsonl.gz"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("evaluate", "MODEL"), r"evaluate: no task is named. Name some with --task: aime24, .*, or a file."),
+        (("evaluate", "MODEL", "--task", "gsm"), r"--task gsm: 'gsm' is no built-in task. Did you mean 'gsm8k'\? .*"),
+        (("evaluate", "./nowhere", "--task", "gsm8k"), r"model './nowhere': there is no such folder.*"),
+        (("evaluate", "MODEL", "--task", "gsm8k", "--template", "qwn"), r"--template: 'qwn' .* Did you mean 'qwen'\?"),
+        (("evaluate", "MODEL", "--task", "gsm8k", "--precision", "fp8"), r"--precision: 'fp8' is unknown. .*"),
+        (("evaluate", "FILE", "--task", "gsm8k"), r".*/tiny.yaml: is a sweep file, which has tasks of its own. .*"),
+        (("rescore", "FILE"), r".*/tiny.yaml: cannot be read as records: not compressed JSON lines. .*"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(
+    sweep_file: Path, tiny_backbone: Path, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    named = {"MODEL": str(tiny_backbone), "FILE": str(sweep_file)}
+    words = [named.get(word, word) for word in arguments]
+    output = ["--output", str(tmp_path)] if arguments[0] == "evaluate" else []
+    assert re.fullmatch(f"raysft: {said}", refused(raysft_(*words, *output)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_of_held_out_data_need_a_task_to_be_scored_by(done: dict[str, Done]) -> None:
+    records = trained_folder(done["train"]) / "completions.jsonl.gz"
+    assert "are of no task. Name the task whose scorer judges them" in refused(raysft_("rescore", str(records)))
+
+
 def test_probe_prints_the_capability(done: dict[str, Done], sweep_file: Path, tiny_backbone: Path) -> None:
     from raysft.inprocess import bench_here
 
@@ -266,4 +344,5 @@ def test_probe_prints_the_capability(done: dict[str, Done], sweep_file: Path, ti
 
 
 def test_work_that_succeeds_says_nothing_on_stderr(done: dict[str, Done]) -> None:
-    assert {name: d.stderr for name, d in done.items()} == {"train": "", "probe": "", "evaluate": ""}
+    assert {name: done[name].stderr for name in ("train", "probe")} == {"train": "", "probe": ""}
+    assert done["evaluate"].stderr == "generation: 4/4 problems\n"

@@ -29,7 +29,9 @@ def comments(path: Path) -> str:
 
 
 def test_the_files_are_found() -> None:
-    assert {path.stem for path in FILES} >= {"debug", "demo", "figlet", "gsm8k", "objectives", "your-data"}
+    assert {path.stem for path in FILES} >= {
+        "debug", "demo", "figlet", "gsm8k", "math", "medical", "objectives", "your-data",
+    }  # fmt: skip
     assert [path for path in FOLDER.iterdir() if path.suffix != ".yaml"] == []
 
 
@@ -83,16 +85,45 @@ def test_every_objective_is_in_the_file_of_all() -> None:
 
 
 def test_figlet_is_the_papers_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """40,000 words of two to five letters, one epoch in batches of 256; no training item is held out."""
+    """40,000 words of two to five letters, one epoch in batches of 256; the next 5,000 are tested."""
     monkeypatch.chdir(tmp_path)
     config = load(FOLDER / "figlet.yaml")
-    (plan,) = check(config).backbones
-    assert (plan.samples, plan.steps, plan.trials) == (40_000, 156, 20)
-    train, heldout = config.data.train, config.data.heldout
+    plans = check(config).backbones
+    assert {(plan.samples, plan.steps, plan.trials) for plan in plans} == {(40_000, 156, 20)}
+    train, heldout, task = config.data.train, config.data.heldout, config.evaluation.tasks["figlet_font"]
     assert isinstance(train, ReasoningGymSource)
     assert isinstance(heldout, ReasoningGymSource)
     assert train.params == heldout.params
     assert heldout.seed >= train.seed + train.size
+    assert task.source == heldout
+    assert task.system == config.data.system
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks", "samples", "temperature", "length"), [("math", 5, 16, 1, 3072), ("medical", 10, 1, 0, 800)]
+)
+def test_a_domain_of_the_paper_has_its_protocol(
+    name: str,
+    tasks: int,
+    samples: int,
+    temperature: float,
+    length: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(FOLDER / f"{name}.yaml")
+    plans = check(config).backbones
+    assert len(plans) == 4
+    found = config.evaluation.tasks.values()
+    assert [(task.samples, task.temperature) for task in found] == [(samples, temperature)] * tasks
+    assert {task.instruction.endswith(config.data.prompt_suffix) for task in found} == {True}
+    assert config.search.metric == "eval/accuracy"
+    assert config.data.max_length == length
+    rates = {b.name: config.for_backbone(b.name).training.learning_rate for b in config.backbones}
+    assert rates.pop("llama-3.1-8b") == 2e-5
+    assert set(rates.values()) == {5e-5}
+    assert config.for_backbone("llama-3.1-8b").data.template == "llama3"
 
 
 def test_gsm8k_reads_local_files_as_its_comment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

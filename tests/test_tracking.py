@@ -32,7 +32,8 @@ from raysft import spool, tracking
 from raysft.config import FileSource, HubSource, ReasoningGymSource, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.objectives import Power
-from raysft.tracking import Study, Tracking, _params, ui_command
+from raysft.records import read_records, write_records
+from raysft.tracking import TABLE, Study, Tracking, _params, log_evaluation, ui_command
 
 fork = multiprocessing.get_context("fork")
 
@@ -248,6 +249,46 @@ def test_each_end_has_its_status_and_none_stays_running(tiny: SweepConfig, tmp_p
     assert {run.info.status for run in all_runs(tiny)} == {"FINISHED", "KILLED", "FAILED"}
     name = record.name
     assert artifact(Tracking(tiny).uri, rows["finished"]["run_id"], name, tmp_path / "down") == "records"
+
+
+def test_completions_are_a_table_that_mlflow_loads(
+    tiny: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written twice, as after a request whose answer was lost: no row is doubled."""
+    records = [
+        {"task": "t", "problem": i, "reference": "two", "completion": f"so\n{i}", "answer": None, "score": i / 4}
+        for i in range(4)
+    ]
+    write_records(records, tmp_path / "completions.jsonl.gz")
+    sweep = Tracking(tiny)
+    study = sweep.start_study(tiny)
+    study.start_trial("a", NLL)
+    for _ in range(2):
+        study.end_trial("a", "FINISHED", completions=tmp_path / "completions.jsonl.gz")
+    study.end("FINISHED")
+    (row,) = study.trials()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", sweep.uri)  # load_table searches where that leads
+    table = MlflowClient().load_table(sweep.experiment_id, TABLE, [row["run_id"]])
+    assert table.astype(object).where(table.notna(), None).to_dict("records") == records
+    whole = MlflowClient(sweep.uri).download_artifacts(row["run_id"], "completions.jsonl.gz", str(tmp_path))
+    assert read_records(Path(whole)) == records
+
+
+def test_one_models_scores_are_a_run_of_their_own(tmp_path: Path) -> None:
+    record = {"task": "t", "problem": 0, "reference": "2", "completion": "2", "score": 1.0}
+    write_records([record], tmp_path / "completions.jsonl.gz")
+    for _ in range(2):
+        uri = log_evaluation(
+            tmp_path, None, "m", {"seed": 0}, {"eval/t/accuracy": 1.0}, tmp_path / "completions.jsonl.gz"
+        )
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("evaluation")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [(r.info.run_name, r.info.status, r.data.metrics) for r in runs] == [
+        ("m", "FINISHED", {"eval/t/accuracy": 1.0})
+    ] * 2
+    with pytest.raises(InputError, match=r"MLflow .* cannot be used"):
+        log_evaluation(tmp_path, "http://127.0.0.1:9", "m", {}, {}, None)
 
 
 def test_studies_of_a_sweep_share_its_experiment(config: SweepConfig) -> None:

@@ -28,7 +28,7 @@ def describe(source: Source) -> str:
     if source.kind == "file":
         return str(source.path)
     if source.kind == "hub":
-        return f"{source.path}[{source.split}]"
+        return f"{source.path}[{source.key or source.split}]"
     return f"reasoning_gym {source.task}"
 
 
@@ -37,7 +37,9 @@ def read_rows(source: Source) -> Rows:
 
     Raises InputError for what cannot be read or holds no samples.
     """
-    if source.kind == "file":
+    if source.kind == "file" and source.key is not None:
+        rows = _list_in_json(source.path, source.key)
+    elif source.kind == "file":
         rows = _READERS[source.path.suffix.lower()](source.path)
     elif source.kind == "hub":
         rows = _hub(source)
@@ -51,7 +53,7 @@ def read_rows(source: Source) -> Rows:
 def content_id(source: Source) -> str:
     """A string that differs whenever the source's content may differ; a file's own place does not matter."""
     if isinstance(source, FileSource):
-        return source.path.suffix.lower() + hashlib.sha256(_bytes(source.path)).hexdigest()
+        return f"{source.path.suffix.lower()}{source.key or ''}{hashlib.sha256(_bytes(source.path)).hexdigest()}"
     if isinstance(source, ReasoningGymSource):
         return f"reasoning_gym {version('reasoning_gym')} {source.model_dump_json()}"
     folder = Path(source.path)
@@ -114,8 +116,21 @@ def _jsonl(path: Path) -> Rows:
 def _json(path: Path) -> Rows:
     values = _parse(_text(path), str(path))
     if not isinstance(values, list):
-        raise InputError(str(path), "does not hold a list of objects.", "Use .jsonl for one object a line.")
+        lists = [key for key, value in values.items() if isinstance(value, list)] if isinstance(values, dict) else []
+        fix = f"Name the list in it with key: {', '.join(lists)}." if lists else "Use .jsonl for one object a line."
+        raise InputError(str(path), "does not hold a list of objects.", fix)
     return _objects(values, lambda i: f"{path} item {i}")
+
+
+def _list_in_json(path: Path, key: str) -> Rows:
+    values = _parse(_text(path), str(path))
+    if not isinstance(values, dict):
+        raise InputError(str(path), f"holds no object with the key '{key}'.", "Leave key out for a plain list.")
+    if key not in values:
+        raise InputError(str(path), f"has no key '{key}'.", did_you_mean(key, list(values)) if values else "")
+    if not isinstance(values[key], list):
+        raise InputError(f"{path} {key}", "is not a list of objects.", "Name a key that holds a list.")
+    return _objects(values[key], lambda i: f"{path} {key} item {i}")
 
 
 def _parquet(path: Path) -> Rows:
@@ -139,8 +154,10 @@ _READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json,
 def _load_hub(source: HubSource) -> Any:
     import datasets
 
+    asked = {"data_files": source.file, "field": source.key}
+    asked = {name: value for name, value in asked.items() if value is not None}
     try:
-        return datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision)
+        return datasets.load_dataset(source.path, source.subset, split=source.split, revision=source.revision, **asked)
     except Exception as error:  # the library raises many kinds; the user needs one sentence
         reason = f"cannot be loaded: {_first_line(error)}"
         raise InputError(describe(source), reason, "Check path, subset, split, revision and access.") from error

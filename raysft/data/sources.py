@@ -18,12 +18,14 @@ ROLES = ["assistant", "system", "user"]
 class Example:
     """messages: role and content, the last one is the assistant's response.
 
-    origin: where it stands, for the user ("train.jsonl line 7"); index: its position in the source, from 0.
+    origin: where it stands, for the user ("train.jsonl line 7"); index: its position in the source, from 0; options:
+    label -> text of a multiple choice, whose response is a label.
     """
 
     messages: list[Message]
     origin: str
     index: int
+    options: dict[str, str] | None = None
 
     @property
     def response(self) -> str:
@@ -69,7 +71,7 @@ def _example(row: Row, data: DataConfig, place: str, index: int) -> Example:
             {"role": "assistant", "content": _field(row, "response", data.response, place)},
         ]
     else:
-        messages = _chat(_value(row, "messages", data.messages, place), data.messages, place)
+        messages = _chat(value_of(row, "data.messages", data.messages, place), data.messages, place)
     for message in messages:
         if message["role"] == "user":
             message["content"] += data.prompt_suffix
@@ -80,7 +82,7 @@ def _example(row: Row, data: DataConfig, place: str, index: int) -> Example:
 
 def _chat(value: Any, field: str, place: str) -> list[Message]:
     if not isinstance(value, list):
-        raise InputError(place, f"field '{field}' is not a list of messages but {_kind(value)}.")
+        raise InputError(place, f"field '{field}' is not a list of messages but {kind_of(value)}.")
     messages = [_message(m, f"message {n} of field '{field}'", place) for n, m in enumerate(value, start=1)]
     if len(messages) < 2:
         raise InputError(place, f"field '{field}' has {len(messages)} messages; a prompt and a response are needed.")
@@ -95,38 +97,43 @@ def _chat(value: Any, field: str, place: str) -> list[Message]:
 
 def _message(value: Any, name: str, place: str) -> Message:
     if not isinstance(value, dict):
-        raise InputError(place, f"{name} is not an object with role and content but {_kind(value)}.")
+        raise InputError(place, f"{name} is not an object with role and content but {kind_of(value)}.")
     for key in ("role", "content"):
         if key not in value:
             raise InputError(place, f"{name} has no '{key}'.", did_you_mean(key, list(value)) if value else "")
     role = value["role"]
     if role not in ROLES:
         raise InputError(place, f"{name} has the role '{role}'.", did_you_mean(str(role), ROLES))
-    content = _text(value["content"], f"the content of {name}", place)
+    content = as_text(value["content"], f"the content of {name}", place)
     if role == "assistant" and not content.strip():
         raise InputError(place, f"{name}, a response, is empty.", "Remove the sample, or fill it in.")
     return {"role": role, "content": content}
 
 
 def _field(row: Row, key: str, field: str, place: str) -> str:
-    text = _text(_value(row, key, field, place), f"field '{field}'", place)
+    text = as_text(value_of(row, f"data.{key}", field, place), f"field '{field}'", place)
     if key == "response" and not text.strip():
         raise InputError(place, f"the response (field '{field}') is empty.", "Remove the sample, or fill it in.")
     return text
 
 
-def _value(row: Row, key: str, field: str, place: str) -> Any:
-    if field not in row:
-        fix = did_you_mean(field, list(row)) if row else "The sample has no fields at all."
-        raise InputError(place, f"field '{field}' is missing.", f"{fix} The name is set with data.{key}.")
-    return row[field]
+def value_of(row: Row, setting: str, field: str, place: str) -> Any:
+    """The row's field, which `setting` names; `a.b` is the field b of a. Raises InputError where there is none."""
+    if field in row:
+        return row[field]
+    outer, _, inner = field.partition(".")
+    if inner and isinstance(row.get(outer), dict):
+        return value_of(row[outer], setting, inner, place)
+    fix = did_you_mean(field, list(row)) if row else "The sample has no fields at all."
+    raise InputError(place, f"field '{field}' is missing.", f"{fix} The name is set with {setting}.")
 
 
-def _text(value: Any, name: str, place: str) -> str:
+def as_text(value: Any, name: str, place: str) -> str:
+    """Text, or a number as text. Raises InputError, calling the value `name`, for anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         value = str(value)
     if not isinstance(value, str):
-        raise InputError(place, f"{name} is not text but {_kind(value)}.", "Name a field that holds text.")
+        raise InputError(place, f"{name} is not text but {kind_of(value)}.", "Name a field that holds text.")
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -134,7 +141,7 @@ def _text(value: Any, name: str, place: str) -> str:
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     if value is None:
         return "null"
     return f"the number {value}" if isinstance(value, float) else f"of type {type(value).__name__}"

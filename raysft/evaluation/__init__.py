@@ -1,53 +1,75 @@
-"""What a model does on held-out data: scores that are the same function for every objective, and accuracy.
+"""What a model does on held-out data and on tasks: scores that are the same function for every objective, and accuracy.
 
 A scorer of one's own is a file that registers a `Scorer` and is imported here.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysft.backbone import collate
 from raysft.config import SweepConfig
 from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
-from raysft.evaluation.accuracy import Problems, generation_scores, load_problems
+from raysft.evaluation.accuracy import (
+    GENERATION,
+    Problems,
+    Progress,
+    answered,
+    load_problems,
+    load_tasks,
+    over_tasks,
+    rescored,
+    summary,
+)
 from raysft.evaluation.exact_match import ExactMatch
+from raysft.evaluation.figlet import Figlet
 from raysft.evaluation.generation import generate
 from raysft.evaluation.heldout import heldout_scores
+from raysft.evaluation.loglikelihood import LogLikelihood
+from raysft.evaluation.mathematics import Mathematics
 from raysft.evaluation.numeric import Numeric
+from raysft.evaluation.options import Options
 from raysft.evaluation.reasoning_gym import ReasoningGym
-from raysft.evaluation.records import Record, read_records, write_records
 from raysft.evaluation.scorers import Scored, Scorer, build_scorer, check_references, register
 from raysft.ranks import Ranks
+from raysft.records import Record, read_records, write_records
 from raysft.training.model import Model, plain
 
 __all__ = [
     "Evaluation",
     "ExactMatch",
+    "Figlet",
+    "LogLikelihood",
+    "Mathematics",
     "Numeric",
+    "Options",
     "Problems",
     "ReasoningGym",
     "Scored",
     "Scorer",
+    "ask",
     "build_scorer",
     "check_references",
     "evaluate",
     "generate",
     "heldout_scores",
     "load_problems",
+    "load_tasks",
     "read_records",
     "register",
+    "rescored",
+    "summarised",
     "write_records",
 ]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: eval/nll, eval/mean_probability, and with evaluation.generation eval/accuracy, eval/accuracy_se (from
-    two problems on), eval/generated_tokens and eval/truncated; records: one of each completion."""
+    """metrics: eval/nll, eval/mean_probability, and those of `summarised`; records: one of each answer."""
 
     metrics: dict[str, float]
     records: list[Record]
@@ -61,6 +83,7 @@ def evaluate(
     ranks: Ranks,
     device: torch.device,
     seed: int,
+    progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a model, whose weights lie whole on `device`, as config.evaluation says. Collective.
 
@@ -69,15 +92,40 @@ def evaluate(
     TrialFailed where the model gives no finite probabilities.
     """
     model = plain(model)
-    pad_id = int(tokenizer.pad_token_id)
     problems = load_problems(model, tokenizer, heldout, config)
-    metrics = heldout_scores(
-        model, heldout, config.training.micro_batch_tokens, collate(model, tokenizer), ranks, device
-    )
+    budget = config.training.micro_batch_tokens
+    metrics = heldout_scores(model, heldout, budget, collate(model, tokenizer), ranks, device)
     if not math.isfinite(metrics["eval/nll"]):
         raise TrialFailed(f"the held-out NLL is {metrics['eval/nll']}: the weights are no longer numbers.")
-    generation = config.evaluation.generation
-    if problems is None or generation is None:
-        return Evaluation(metrics, [])
-    accuracy, records = generation_scores(model, tokenizer, problems, generation, pad_id, ranks, device, seed)
-    return Evaluation(metrics | accuracy, records)
+    asked = ask(model, tokenizer, problems, budget, ranks, device, seed, progress)
+    return Evaluation(metrics | asked.metrics, asked.records)
+
+
+def ask(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[Problems],
+    budget: int,
+    ranks: Ranks,
+    device: torch.device,
+    seed: int,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Put the problems to the model. Collective."""
+    parts = [answered(model, tokenizer, part, budget, ranks, device, seed, progress) for part in problems]
+    return summarised([record for part in parts for record in part])
+
+
+def summarised(records: list[Record]) -> Evaluation:
+    """Of evaluation.generation: eval/accuracy, eval/accuracy_se (from two problems on), eval/pass_at_k (from two
+    samples on), eval/generated_tokens and eval/truncated; of a task the same as eval/TASK/..., and the scores that only
+    its scorer gives. eval/accuracy is the mean over tasks where there is no generation section.
+    """
+    names = list(dict.fromkeys(record["task"] for record in records))
+    metrics: dict[str, float] = {}
+    for name in names:
+        prefix = "eval/" if name == GENERATION else f"eval/{name}/"
+        metrics |= summary([record for record in records if record["task"] == name], prefix)
+    if names and GENERATION not in names:
+        metrics |= over_tasks(metrics, names)
+    return Evaluation(metrics, records)

@@ -1,116 +1,228 @@
-"""Generation accuracy: avg@k over held-out problems, with every completion kept."""
+"""What a model answers to problems, and how much of it is right: avg@k, pass@k, every answer kept as a record."""
 
+import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raysft.config import GenerationConfig, SweepConfig
+from raysft.config import GenerationConfig, SweepConfig, config_hash
+from raysft.data.problems import spread, task_examples
 from raysft.data.render import end_token_ids, render_prompt
 from raysft.data.sources import Example
 from raysft.data.tokenized import TokenizedData
 from raysft.errors import InputError
-from raysft.evaluation.forward import spread
 from raysft.evaluation.generation import generate
-from raysft.evaluation.records import Record
-from raysft.evaluation.scorers import Scorer, build_scorer, check_references
+from raysft.evaluation.loglikelihood import longest_option, option_likelihoods
+from raysft.evaluation.pool import TIMEOUT
+from raysft.evaluation.scorers import Scored, Scorer, build_scorer, check_references
+from raysft.evaluationconfig import TaskConfig, Template
 from raysft.ranks import Ranks
+from raysft.records import Record
+
+GENERATION = "generation"  # what records call the section of that name; tasks have names of their own
+CHUNK = 4  # batches between two reports of progress
+
+Progress = Callable[[str, int, int, float], None]  # task, problems done, all problems, seconds left
 
 
 @dataclass(frozen=True)
 class Problems:
-    """Held-out problems that can be scored. numbers: their positions in the held-out data."""
+    """Problems of one task, or of the held-out data, that can be scored. numbers: their positions there."""
 
+    name: str
+    config: GenerationConfig
+    template: Template
     scorer: Scorer
     numbers: list[int]
     examples: list[Example]
     prompts: list[list[int]]
     end_ids: list[int]
 
+    @property
+    def setting(self) -> str:
+        return "evaluation.generation" if self.name == GENERATION else f"evaluation.tasks.{self.name}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Differs whenever a prompt or an answer differs."""
+        return config_hash({"prompts": self.prompts, "answers": [example.response for example in self.examples]})
+
 
 def load_problems(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, heldout: TokenizedData, config: SweepConfig
-) -> Problems | None:
-    """The problems of evaluation.generation, at an even stride over the held-out data; None where it is null.
+) -> list[Problems]:
+    """The problems of evaluation.generation, if there are any, and of each task.
 
     Raises InputError for a reference that cannot be scored against, and where prompt and completion do not fit the
     model. Nothing is generated, so this is also the check before training.
     """
-    generation = config.evaluation.generation
-    if generation is None:
-        return None
-    scorer = build_scorer(generation, config.data.heldout or config.data.train)
-    numbers = spread(len(heldout), generation.problems)
-    examples = [heldout.examples[i] for i in numbers]
+    found = []
+    if generation := config.evaluation.generation:
+        numbers = spread(len(heldout), generation.problems)
+        scorer = build_scorer(generation, config.data.heldout or config.data.train)
+        examples = [heldout.examples[i] for i in numbers]
+        found.append((GENERATION, generation, config.data.template, scorer, numbers, examples))
+    problems = [_checked(model, tokenizer, *part) for part in found]
+    return problems + load_tasks(model, tokenizer, config.evaluation.tasks, config.data.template)
+
+
+def load_tasks(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: dict[str, TaskConfig], template: Template
+) -> list[Problems]:
+    """The problems of tasks. template: for those that name none."""
+    problems = []
+    for name, task in tasks.items():
+        examples = list(_examples(name, task.model_dump_json()))
+        numbers = [example.index for example in examples]
+        scorer = build_scorer(task, task.source)
+        problems.append(_checked(model, tokenizer, name, task, task.template or template, scorer, numbers, examples))
+    return problems
+
+
+@lru_cache(maxsize=32)
+def _examples(name: str, task: str) -> tuple[Example, ...]:
+    """Every trial of a group, and every evaluation of a trial, asks for the same."""
+    return tuple(task_examples(name, TaskConfig.model_validate_json(task)))
+
+
+def _checked(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    name: str,
+    config: GenerationConfig,
+    template: Template,
+    scorer: Scorer,
+    numbers: list[int],
+    examples: list[Example],
+) -> Problems:
     check_references(scorer, examples)
-    prompts = [render_prompt(example, tokenizer, config.data.template) for example in examples]
-    _check_room(model, prompts, generation)
-    return Problems(scorer, numbers, examples, prompts, end_token_ids(tokenizer, config.data.template))
-
-
-def _check_room(model: PreTrainedModel, prompts: list[list[int]], generation: GenerationConfig) -> None:
+    prompts = [render_prompt(example, tokenizer, template) for example in examples]
+    ends = end_token_ids(tokenizer, template)
+    problems = Problems(name, config, template, scorer, numbers, examples, prompts, ends)
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
-    if room is not None and longest + generation.max_new_tokens > room:
-        raise InputError(
-            "evaluation.generation.max_new_tokens",
-            f"{generation.max_new_tokens} new tokens after the longest prompt ({longest}) exceed the model's "
-            f"{room} positions.",
-            f"Set it to at most {room - longest}." if room > longest else "Lower data.max_length.",
-        )
+    return problems if room is None else _fitted(tokenizer, problems, room)
 
 
-def generation_scores(
+def _fitted(tokenizer: PreTrainedTokenizerBase, problems: Problems, room: int) -> Problems:
+    """The problems, as far as the model's positions hold them."""
+    config, longest = problems.config, max(map(len, problems.prompts))
+    task = config if isinstance(config, TaskConfig) else None
+    if task and task.scorer == "loglikelihood":
+        if (whole := longest_option(tokenizer, problems.examples, task, problems.template)) > room:
+            reason = f"a question and one of its options have {whole} tokens, and the model {room} positions."
+            raise InputError(problems.setting, reason, "Leave such questions out with where, or use another model.")
+        return problems
+    if longest + config.max_new_tokens <= room:
+        return problems
+    if task and task.shorten and longest < room:
+        return replace(problems, config=task.model_copy(update={"max_new_tokens": room - longest}))
+    shorter = "Lower data.max_length." if problems.name == GENERATION else "Leave the task out for this model."
+    raise InputError(
+        f"{problems.setting}.max_new_tokens",
+        f"{config.max_new_tokens} new tokens after the longest prompt ({longest}) exceed the model's {room} positions.",
+        f"Set it to at most {room - longest}." if room > longest else shorter,
+    )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Of one sample of one problem; tokens: as generated, None where nothing is."""
+
+    text: str
+    tokens: int | None = None
+    truncated: bool = False
+
+
+def answered(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     problems: Problems,
-    generation: GenerationConfig,
-    pad_id: int,
+    budget: int,
     ranks: Ranks,
     device: torch.device,
     seed: int,
-) -> tuple[dict[str, float], list[Record]]:
-    """Metrics and records, the same and complete on every rank. Collective.
+    progress: Progress | None = None,
+) -> list[Record]:
+    """A record of each answer, the same and complete on every rank, by problem and sample. Collective.
 
     Problems are dealt to the ranks. A completion is a function of (seed, problem, sample), so that the number of ranks
-    changes it no more than the batch size does: by the round-off of logits.
+    changes it no more than the batch size does: by the round-off of logits. budget: tokens of a forward pass.
     """
     at = ranks.share(list(range(len(problems.numbers))))
-    numbers = [problems.numbers[i] for i in at]
-    prompts = [problems.prompts[i] for i in at]
-    written = generate(model, prompts, generation, problems.end_ids, pad_id, seed, device, numbers)
-    mine = [
-        _record(tokenizer, problems, i, sample, tokens)
-        for i, completions in zip(at, written, strict=True)
-        for sample, tokens in enumerate(completions)
+    if isinstance(problems.config, TaskConfig) and problems.config.scorer == "loglikelihood":
+        examples = [problems.examples[i] for i in at]
+        texts = option_likelihoods(model, tokenizer, examples, problems.config, problems.template, budget, device)
+        answers = [[Answer(text)] for text in texts]
+    else:
+        answers = list(_completions(model, tokenizer, problems, at, device, seed, progress))
+    rows = [
+        (i, sample, answer) for i, samples in zip(at, answers, strict=True) for sample, answer in enumerate(samples)
     ]
+    scores = problems.scorer.score_all([a.text for _, _, a in rows], [problems.examples[i] for i, _, _ in rows])
+    mine = [_record(tokenizer, problems, *row, scored) for row, scored in zip(rows, scores, strict=True)]
     records = [record for part in ranks.gather(mine) for record in part]
     records.sort(key=lambda record: (record["problem"], record["sample"]))
-    return _summary(records), records
+    return records
+
+
+def _completions(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Problems,
+    at: list[int],
+    device: torch.device,
+    seed: int,
+    progress: Progress | None,
+) -> Iterator[list[Answer]]:
+    """The samples of each problem. In one call, which sorts by length; in several where progress is told."""
+    config, begun = problems.config, time.monotonic()
+    many = max(1, CHUNK * config.batch_size // config.samples)
+    chunk = many if progress else max(1, len(at))
+    for start in range(0, len(at), chunk):
+        part = at[start : start + chunk]
+        numbers, prompts = [problems.numbers[i] for i in part], [problems.prompts[i] for i in part]
+        pad_id = int(tokenizer.pad_token_id)
+        for samples in generate(model, prompts, config, problems.end_ids, pad_id, seed, device, numbers):
+            yield [_completion(tokenizer, problems, tokens) for tokens in samples]
+        if progress:
+            done = start + len(part)
+            progress(problems.name, done, len(at), (time.monotonic() - begun) / done * (len(at) - done))
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, problems: Problems, tokens: Sequence[int]) -> Answer:
+    ended = tokens[-1] in problems.end_ids
+    text = _text(tokenizer, tokens[:-1] if ended else tokens, skip_special_tokens=True)
+    stops = [at for stop in problems.config.stop if (at := text.find(stop)) >= 0]
+    return Answer(text[: min(stops)] if stops else text, len(tokens), not ended and not stops)
 
 
 def _record(
-    tokenizer: PreTrainedTokenizerBase, problems: Problems, i: int, sample: int, tokens: Sequence[int]
+    tokenizer: PreTrainedTokenizerBase, problems: Problems, i: int, sample: int, answer: Answer, scored: Scored
 ) -> Record:
     example = problems.examples[i]
-    ended = tokens[-1] in problems.end_ids
-    completion = _text(tokenizer, tokens[:-1] if ended else tokens, skip_special_tokens=True)
-    scored = problems.scorer.score(completion, example)
-    return {
+    record: Record = {
+        "task": problems.name,
         "problem": problems.numbers[i],
         "sample": sample,
         "origin": example.origin,
         "prompt": _text(tokenizer, problems.prompts[i], skip_special_tokens=False),
         "reference": example.response,
-        "completion": completion,
-        "answer": scored.answer,
-        "score": scored.score,
-        "tokens": len(tokens),
-        "truncated": not ended,
+        "completion": answer.text,
+        **_judged(scored),
     }
+    if answer.tokens is not None:
+        record |= {"tokens": answer.tokens, "truncated": answer.truncated}
+    return record if example.options is None else record | {"options": example.options}
+
+
+def _judged(scored: Scored) -> Record:
+    return {"answer": scored.answer, "score": scored.score, "how": scored.how, **scored.others}
 
 
 def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], skip_special_tokens: bool) -> str:
@@ -119,18 +231,69 @@ def _text(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], skip_specia
     return str(text)
 
 
-def _summary(records: list[Record]) -> dict[str, float]:
+def rescored(records: list[Record], scorer: Scorer) -> list[Record]:
+    """The records of one task, their completions judged anew: nothing but the records is needed."""
+    examples = [
+        Example([{"role": "assistant", "content": r["reference"]}], r["origin"], r["problem"], r.get("options"))
+        for r in records
+    ]
+    check_references(scorer, examples)
+    scores = scorer.score_all([record["completion"] for record in records], examples)
+    return [record | _judged(scored) for record, scored in zip(records, scores, strict=True)]
+
+
+# --- what the records come to ---------------------------------------------------------------------------------------
+
+
+def summary(records: list[Record], prefix: str) -> dict[str, float]:
     """Means over problems of means over their samples; samples of one problem are one cluster of the standard error.
 
-    eval/accuracy_se is left out for a single problem, which has none.
+    accuracy_se is left out for a single problem, which has none; pass_at_k for a single sample, whose it would be.
     """
-    by_problem = groupby(records, key=lambda record: record["problem"])
-    scores = [statistics.fmean(record["score"] for record in samples) for _, samples in by_problem]
-    metrics = {
-        "eval/accuracy": statistics.fmean(scores),
-        "eval/generated_tokens": statistics.fmean(record["tokens"] for record in records),
-        "eval/truncated": statistics.fmean(record["truncated"] for record in records),
-    }
-    if len(scores) > 1:
-        metrics["eval/accuracy_se"] = statistics.stdev(scores) / len(scores) ** 0.5
-    return metrics
+    problems = [list(group) for _, group in groupby(records, key=lambda record: record["problem"])]
+    metrics = {"accuracy": _mean(problems, "score")}
+    if len(problems) > 1:
+        scores = [statistics.fmean(record["score"] for record in samples) for samples in problems]
+        metrics["accuracy_se"] = statistics.stdev(scores) / len(scores) ** 0.5
+    for k in _powers_of_two(len(problems[0])):
+        metrics[f"pass_at_{k}"] = statistics.fmean(pass_at(k, [r["score"] >= 1 for r in p]) for p in problems)
+    if "tokens" in records[0]:
+        metrics["generated_tokens"] = statistics.fmean(record["tokens"] for record in records)
+        metrics["truncated"] = statistics.fmean(record["truncated"] for record in records)
+    for name in sorted(records[0].keys() - NOT_SCORES):
+        metrics[name] = _mean(problems, name)
+    if timeouts := statistics.fmean(record["how"] == TIMEOUT for record in records):
+        metrics["scorer_timeouts"] = timeouts
+    return {prefix + name: value for name, value in metrics.items()}
+
+
+NOT_SCORES = {
+    "task", "problem", "sample", "origin", "prompt", "reference", "completion", "answer", "score", "how", "tokens",
+    "truncated", "options",
+}  # fmt: skip
+
+
+def _mean(problems: list[list[Record]], name: str) -> float:
+    return statistics.fmean(statistics.fmean(record[name] for record in samples) for samples in problems)
+
+
+def pass_at(k: int, right: Sequence[bool]) -> float:
+    """The chance that one of k samples is right, unbiased, from n >= k samples (arXiv 2107.03374, Eq. 1)."""
+    n, wrong = len(right), len(right) - sum(right)
+    return 1.0 - math.comb(wrong, k) / math.comb(n, k)
+
+
+def _powers_of_two(samples: int) -> list[int]:
+    """2, 4, 8, ... below the number of samples, and that number; none for a single sample."""
+    powers = [2**i for i in range(1, samples.bit_length()) if 2**i < samples]
+    return [*powers, samples] if samples > 1 else []
+
+
+def over_tasks(metrics: dict[str, float], tasks: Sequence[str]) -> dict[str, float]:
+    """eval/accuracy, the unweighted mean over tasks, and its standard error where each of them has one."""
+    mean = {"eval/accuracy": statistics.fmean(metrics[f"eval/{task}/accuracy"] for task in tasks)}
+    errors = [metrics.get(f"eval/{task}/accuracy_se") for task in tasks]
+    known = [error for error in errors if error is not None]
+    if len(known) == len(errors):
+        mean["eval/accuracy_se"] = math.hypot(*known) / len(known)
+    return mean

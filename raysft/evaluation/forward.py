@@ -9,14 +9,9 @@ from transformers import PreTrainedModel
 from raysft.backbone import evaluating, token_logp
 from raysft.data.batch import Collate
 from raysft.data.packing import deal
+from raysft.data.problems import spread as spread
 from raysft.data.tokenized import TokenizedData
 from raysft.ranks import Ranks
-
-
-def spread(total: int, count: int) -> list[int]:
-    """`count` indices below `total` at an even stride from 0 on; all of them where there are no more."""
-    count = min(count, total)
-    return [i * total // count for i in range(count)]
 
 
 def batch_logps(

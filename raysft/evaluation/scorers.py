@@ -2,10 +2,11 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from raysft.config import GenerationConfig, Source
+from raysft.data.problems import last_match
 from raysft.data.sources import Example
 from raysft.errors import InputError, did_you_mean
 
@@ -14,18 +15,23 @@ _REGISTRY: dict[str, type["Scorer"]] = {}
 
 @dataclass(frozen=True)
 class Scored:
-    """score: in [0, 1]; answer: what was taken from the completion, None where nothing was found."""
+    """score: in [0, 1]; answer: what was taken from the completion, None where nothing was found.
+
+    how: by which rule it was found, or `timeout`; others: the other scores of a scorer with several, by name.
+    """
 
     score: float
     answer: str | None
+    how: str = ""
+    others: dict[str, float] = field(default_factory=dict)
 
 
 class Scorer(ABC):
     """Judges completions of one source's problems."""
 
     def __init__(self, config: GenerationConfig, source: Source) -> None:
-        self.pattern = re.compile(config.answer_pattern) if config.answer_pattern is not None else None
-        self.source = source
+        self.config, self.source = config, source
+        self.patterns = [re.compile(pattern) for pattern in config.patterns]
 
     @abstractmethod
     def check(self, example: Example) -> None:
@@ -35,22 +41,25 @@ class Scorer(ABC):
     def score(self, completion: str, example: Example) -> Scored:
         """Never raises, whatever a model wrote. completion: its text without the end token."""
 
+    def score_all(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Scored]:
+        """`score` of each, for scorers that judge many at once."""
+        return [self.score(completion, example) for completion, example in zip(completions, examples, strict=True)]
+
     def answer(self, text: str) -> str | None:
-        """The stripped text, or with answer_pattern its last match that is not empty; of a match the first group."""
-        if self.pattern is None:
+        """The stripped text, or the last match of the first pattern that has one."""
+        if not self.patterns:
             return text.strip()
-        found = [_captured(match) for match in self.pattern.finditer(text)]
-        return next((answer for answer in reversed(found) if answer), None)
+        return next((found for pattern in self.patterns if (found := last_match(pattern, text))), None)
 
     def reference(self, example: Example) -> str:
         """The reference's answer. Raises InputError where answer_pattern does not match it."""
         answer = self.answer(example.response)
         if answer is None:
-            pattern = self.pattern.pattern if self.pattern else ""
             raise InputError(
                 example.origin,
-                f"the reference '{shortened(example.response)}' has no match of answer_pattern '{pattern}'.",
-                "Change evaluation.generation.answer_pattern, or the reference.",
+                f"the reference '{shortened(example.response)}' has no match of answer_pattern "
+                f"{' or '.join(repr(pattern.pattern) for pattern in self.patterns)}.",
+                "Change answer_pattern (of evaluation.generation, or of the task), or the reference.",
             )
         return answer
 
@@ -80,8 +89,3 @@ def shortened(text: str, limit: int = 60) -> str:
     """At most `limit` characters of the text's end, on one line: answers stand at the end."""
     line = " ".join(text.split())
     return line if len(line) <= limit else "... " + line[-limit:]
-
-
-def _captured(match: re.Match[str]) -> str:
-    groups = (group for group in match.groups() if group is not None)
-    return next(groups, match[0]).strip()

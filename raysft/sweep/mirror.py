@@ -95,7 +95,8 @@ class Mirror(Callback):
     def _end_run(self, row: TrialRow) -> None:
         assert row.status != "INTERRUPTED"
         completions = self.ledger.folder / row.trial_id / "completions.jsonl.gz"
-        self.study.end_trial(row.trial_id, row.status, row.reason, [completions] if completions.exists() else [])
+        records = completions if completions.exists() else None
+        self.study.end_trial(row.trial_id, row.status, row.reason, completions=records)
 
     def _pass_on(self, trial_id: str) -> None:
         """Hand the new lines of the trial's metrics file to tracking, which drops what it has already."""

@@ -3,14 +3,13 @@
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 
 from raysft.config import SweepConfig
 from raysft.errors import InputError, TrialFailed
-from raysft.evaluation import evaluate, load_problems, read_records, write_records
+from raysft.evaluation import evaluate, load_problems
 from raysft.inprocess import bench_here
 from raysft.trial import Bench
 
@@ -76,16 +75,6 @@ def test_what_cannot_be_scored_is_refused_before_training(make_config: Make) -> 
 
 
 def test_problems_are_the_heldout_ones(bench: Bench) -> None:
-    problems = load_problems(bench.base, bench.tokenizer, bench.heldout, bench.config)
-    assert problems is not None
+    (problems,) = load_problems(bench.base, bench.tokenizer, bench.heldout, bench.config)
     texts = [bench.tokenizer.decode(tokens) for tokens in problems.prompts]
     assert texts == [bench.heldout.examples[i].messages[0]["content"] for i in problems.numbers]
-
-
-def test_records_are_read_as_written(tmp_path: Path) -> None:
-    records = [{"completion": 'é "\n\u2028', "score": 0.5}, {"completion": "", "answer": None}]
-    write_records(records, tmp_path / "a.gz")
-    write_records(records, tmp_path / "b.gz")
-    assert read_records(tmp_path / "a.gz") == records
-    assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gz", "b.gz"]

@@ -1,0 +1,100 @@
+"""Whether two mathematical answers are the same, by math-verify; and the process that `raysft.evaluation.pool` asks.
+
+Alone in its process, because sympy can take for ever on what a model writes, and only a process can be stopped.
+"""
+
+import faulthandler
+import json
+import logging
+import math
+import os
+import re
+import resource
+import sys
+from typing import Any
+
+MEMORY_BYTES = 4 * 2**30  # a power tower asks for more than any machine has
+LONGEST = 1000  # characters of an answer: longer ones are no answers, and cost seconds to parse
+
+NUMBER = r"[-+−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
+E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)")
+TRAILING_WORDS = re.compile(rf"(\\?\$?\s*{NUMBER})\s*(?:[A-Za-z]{{2,}}\.?\s*)+")
+DECIMAL = re.compile(r"\d\.\d|(?<!\d)\.\d|\d[eE][-+]?\d|10\^")
+SPACES = re.compile(r"\\[,;:! ]|~|\s+")
+WRAPPED = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+
+
+def judge(reference: str, answer: str, tolerance: float = 0.0) -> bool:
+    """Whether the answer is the reference's value. May run for ever, and asks for memory without end.
+
+    tolerance: relative, for two real numbers of which one is written as a decimal number.
+    """
+    if len(answer) > LONGEST:
+        return False
+    if plain(reference) == plain(answer):
+        return True
+    gold, found = _parsed(_prepared(reference)), _parsed(_prepared(answer))
+    if not gold or not found:
+        return False
+    from math_verify import verify
+
+    if verify(gold, found, timeout_seconds=None, allow_set_relation_comp=True):
+        return True
+    if tolerance and (DECIMAL.search(reference) or DECIMAL.search(answer)):
+        expected, value = _real(gold[0]), _real(found[0])
+        return None not in (expected, value) and math.isclose(expected, value, rel_tol=tolerance)  # type: ignore[arg-type]
+    return False
+
+
+def plain(text: str) -> str:
+    """The text without what LaTeX puts around words; words in lower case, single letters as they are."""
+    text = text.replace("$", "").replace("\\left", "").replace("\\right", "").replace("\\%", "%")
+    text = SPACES.sub("", WRAPPED.sub(r"\1", text)).strip().rstrip(".")
+    return re.sub(r"(?<!\\)\b[A-Za-z]{2,}\b", lambda word: word[0].lower(), text)
+
+
+def _prepared(text: str) -> str:
+    """Without units in words (18 dollars), and powers of ten as LaTeX has them (4.5e33)."""
+    text = text.strip().rstrip(".")
+    if words := TRAILING_WORDS.fullmatch(text):
+        text = words[1]
+    return E_NOTATION.sub(lambda match: f"{match[1]} \\times 10^{{{int(match[2])}}}", text)
+
+
+def _parsed(text: str) -> list[Any]:
+    """Expression and text; in a box, so that math-verify takes it whole."""
+    from math_verify import parse
+
+    return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
+
+
+def _real(expression: Any) -> float | None:
+    try:
+        if not expression.is_number:
+            return None
+        value = complex(expression.evalf())
+    except (AttributeError, TypeError, ValueError, OverflowError):
+        return None
+    return value.real if value.imag == 0 and math.isfinite(value.real) else None
+
+
+def serve() -> None:
+    """Answers lines of JSON [reference, answer, tolerance, seconds] with true or false, until its input ends.
+
+    The asking process kills it when it is late. If that one has died, it ends itself, at twice the seconds.
+    """
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    judge("\\frac{1}{2}", "x+1")  # imports sympy and builds its parser
+    print("ready", file=answers)
+    for line in sys.stdin:
+        reference, answer, tolerance, seconds = json.loads(line)
+        faulthandler.dump_traceback_later(2 * seconds, exit=True)
+        try:
+            verdict = judge(reference, answer, tolerance)
+        except (Exception, RecursionError):  # what cannot be parsed or compared is not the answer
+            verdict = False
+        faulthandler.cancel_dump_traceback_later()
+        print(json.dumps(verdict), file=answers)
