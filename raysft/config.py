@@ -330,6 +330,12 @@ class GenerationConfig(Strict):
     temperature: float = Field(default=1.0, ge=0, description="0 is greedy")
     max_new_tokens: int = Field(default=256, gt=0)
     batch_size: int = Field(default=64, gt=0, description="sequences generated at once by one worker")
+    stop: list[Annotated[str, Field(min_length=1)]] = Field(
+        default=[], description="a completion ends before any of these texts"
+    )
+    seconds: float | None = Field(
+        default=None, gt=0, description="that a completion may take; it is then cut, as truncated; null: no limit"
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:

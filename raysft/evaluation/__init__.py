@@ -46,8 +46,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: eval/nll, eval/mean_probability, and with evaluation.generation eval/accuracy, eval/accuracy_se (from
-    two problems on), eval/generated_tokens and eval/truncated; records: one of each completion."""
+    """metrics: those of heldout_scores, and with evaluation.generation eval/accuracy, eval/accuracy_se (from two
+    problems on), eval/generated_tokens and eval/truncated; records: one of each completion."""
 
     metrics: dict[str, float]
     records: list[Record]
