@@ -16,6 +16,7 @@ from raysft.attention import from_memory, within_samples
 from raysft.backbone import ROUND_OFF, decoder, evaluating, logits
 from raysft.data.batch import Batch
 from raysft.evaluation.keyvalues import KeyValues
+from raysft.evaluation.prepacked import prepacked
 from raysft.evaluation.writing import Asked, Completion, Row, Writing, write_next
 
 PROMPT_TOKENS = 8192  # of a forward pass over prompts
@@ -33,7 +34,7 @@ def decode(model: PreTrainedModel, asked: Asked) -> list[Completion]:
     live: list[Writing] = []
     memory: KeyValues | None = None
     tokens = torch.empty(0, dtype=torch.long, device=asked.device)
-    with evaluating(model), attention.chosen(model):
+    with evaluating(model), attention.chosen(model), prepacked(model, asked.config.batch_size):
         while queue or live:
             if queue and len(live) <= asked.config.batch_size // 2:
                 rows = _next_rows(queue, asked.config.batch_size - len(live))

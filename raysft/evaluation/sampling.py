@@ -21,18 +21,20 @@ def draw(scores: torch.Tensor, numbers: torch.Tensor, temperature: float) -> tup
     distribution function passes the row's number, so that batches, ranks and torch's random state have no part in it.
     Temperature 0 takes the largest score, and the entropy is that of softmax(scores).
     """
-    best = scores.max(dim=-1, keepdim=True)
-    gaps = (scores - best.values).div_(temperature or 1.0)
     rows, vocabulary = scores.shape
     blocks = -(-vocabulary // BLOCK)
-    weights = scores.new_zeros(rows, blocks * BLOCK)
+    gaps = scores - scores.amax(dim=-1, keepdim=True)
+    if temperature not in (0, 1):
+        gaps /= temperature
+    gaps.clamp_(min=torch.finfo(gaps.dtype).min)  # a score of -inf: below, 0 x -inf would be no number
+    weights = gaps.new_empty(rows, blocks * BLOCK)
     torch.exp(gaps, out=weights[:, :vocabulary])
-    by_block = weights.unflatten(1, (blocks, BLOCK)).sum(dim=-1, dtype=torch.float64)
+    weights[:, vocabulary:] = 0
+    by_block = weights.unflatten(1, (blocks, BLOCK)).sum(dim=-1).double()
     total = by_block.sum(dim=-1)
-    gaps.clamp_(min=torch.finfo(gaps.dtype).min)  # a score of -inf: 0 x -inf is no number
     entropy = total.log() - torch.linalg.vecdot(weights[:, :vocabulary], gaps).double() / total
     if temperature == 0:
-        return best.indices.squeeze(1), entropy.float()
+        return scores.argmax(dim=-1), entropy.float()
     passed = by_block.cumsum(dim=-1)
     block, rest = _passing(passed, numbers[:, None] * passed[:, -1:])
     inside = weights.unflatten(1, (blocks, BLOCK)).gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)

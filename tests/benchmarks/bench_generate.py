@@ -151,7 +151,7 @@ def make_case(args: argparse.Namespace, device: torch.device) -> Case:
 
 
 def compare_greedy(case: Case, args: argparse.Namespace) -> str:
-    """How many tokens of a few greedy completions agree with the plain loop's, from the first on; bf16 has near ties."""
+    """How many tokens of a few greedy completions agree with the plain loop's, from the first; bf16 has near ties."""
     few = Case(case.model, case.prompts[:4], case.ends, case.pad, case.device)
     settings = GenerationConfig(temperature=0, max_new_tokens=min(64, args.max_new_tokens))
     ours, theirs = ([tokens for (tokens,) in few.write(name, settings, 0)] for name in ("raysft", "plain"))

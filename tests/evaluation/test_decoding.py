@@ -82,7 +82,7 @@ FITTING = [
     (GraniteForCausalLM, GraniteConfig(**SHAPE, logits_scaling=3.0)),
 ]
 OTHERS = [
-    (MambaForCausalLM, MambaConfig(**PLAIN), "attention be chosen"),
+    (MambaForCausalLM, MambaConfig(**PLAIN), "layers of another kind (linear"),
     (BloomForCausalLM, BloomConfig(**PLAIN, n_head=4), "attention be chosen"),
     (GptOssForCausalLM, GptOssConfig(**HEADED, num_local_experts=4), "are not those of the whole sequence"),
     (Llama4ForCausalLM, Llama4TextConfig(**HEADED, intermediate_size_mlp=64), "layers of another kind (chunked"),
