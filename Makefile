@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast test-faults check bench-head bench-train bench-sweep bench-lanes setup clean
+.PHONY: demo test test-fast test-faults check bench-head bench-train bench-sweep bench-lanes bench-generate setup clean
 
 demo: setup
 	$(BIN)/raysft demo
@@ -24,7 +24,7 @@ bench-head bench-train: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python tests/benchmarks/$(subst -,_,$@).py $(ARGS)
 
-bench-sweep bench-lanes: setup
+bench-sweep bench-lanes bench-generate: setup
 	$(BIN)/python tests/benchmarks/$(subst -,_,$@).py $(ARGS)
 
 setup: $(VENV)/.ready

@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -49,6 +49,18 @@ class Packing:
         return torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32, device=self.device)
 
 
+class Memory(Protocol):
+    """Keys and values of tokens that went through the model before; [B, key heads, T, D] each."""
+
+    def take(self, module: nn.Module, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Those of a packed row in one attention layer: what is attended to later."""
+
+    def attend(
+        self, module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: "Layer"
+    ) -> torch.Tensor:
+        """query [B, heads, 1, D] of one new token a row, with its key and value, which are taken too -> the same."""
+
+
 @contextmanager
 def within_samples(batch: Batch) -> Iterator[dict[str, Any]]:
     """What a decoder is called with in this context, beside the tokens, so that no sample sees another or padding."""
@@ -64,6 +76,30 @@ def within_samples(batch: Batch) -> Iterator[dict[str, Any]]:
         yield asked
     finally:
         _packed.reset(token)
+
+
+@contextmanager
+def from_memory(memory: Memory, positions: torch.Tensor) -> Iterator[dict[str, Any]]:
+    """What a decoder is called with in this context, beside one new token a row, which sees what the memory holds.
+
+    positions: LongTensor [B, 1].
+    """
+    token = _packed.set(True)  # who sees whom is the memory's affair
+    try:
+        yield {"position_ids": positions, "memory": memory}
+    finally:
+        _packed.reset(token)
+
+
+@contextmanager
+def chosen(model: PreTrainedModel) -> Iterator[bool]:
+    """The attention of this file in the model, where it lets it be chosen (then True); afterwards its own again."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield packs(model)
+    finally:
+        model.set_attn_implementation(before)
 
 
 def packs(model: PreTrainedModel) -> bool:
@@ -91,15 +127,20 @@ def _attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     packing: Packing | None = None,
+    memory: Memory | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: query [B, heads, T, D], key and value [B, key heads, S, D] -> [B, T, heads, D].
 
-    Without a packing (generation, padded rows) it is transformers' sdpa attention, which knows no soft cap.
+    Without a packing or a memory (padded rows) it is transformers' sdpa attention, which knows no soft cap.
     """
     layer = Layer(
         options.get("scaling"), options.get("dropout", 0.0), options.get("sliding_window"), options.get("softcap")
     )
+    if memory is not None and packing is None:
+        return memory.attend(module, query, key, value, layer).transpose(1, 2).contiguous(), None
+    if memory is not None:
+        memory.take(module, key, value)
     if packing is not None and layer.flash_can(query):
         return _flash(query, key, value, packing, layer), None
     if packing is not None:

@@ -171,6 +171,16 @@ def output_transform(model: PreTrainedModel) -> dict[str, Any]:
     return {"scale": scale / divisor, "softcap": getattr(config, "final_logit_softcapping", None)}
 
 
+def logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The model's own logits of hidden states: [..., H] -> [..., V], in its dtype."""
+    transform = output_transform(model)
+    z = cast(nn.Linear, model.get_output_embeddings())(hidden)
+    if transform["scale"] != 1:
+        z = z * transform["scale"]
+    softcap = transform["softcap"]
+    return z if softcap is None else torch.tanh(z / softcap) * softcap
+
+
 @torch.no_grad()
 def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
     """Compares on 8 tokens, quietly and so loudly that no soft cap goes unseen."""
@@ -185,7 +195,7 @@ def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
         loud = output.register_forward_hook(lambda *call, by=loudness: by * call[-1])
         try:
             own = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits.float()
-            ours = _transformed(output(hidden), **output_transform(model)).float()
+            ours = logits(model, hidden).float()
         finally:
             loud.remove()
         if not torch.allclose(own, ours, rtol=1e-3, atol=1e-3 * float(own.abs().max())):
@@ -195,8 +205,3 @@ def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
                 "and the loss head would train something else.",
                 "Use an architecture that does not (Llama, Qwen, Mistral, GPT-2, Gemma, Cohere, Granite, ...).",
             )
-
-
-def _transformed(logits: torch.Tensor, scale: float, softcap: float | None) -> torch.Tensor:
-    logits = logits * scale
-    return logits if softcap is None else torch.tanh(logits / softcap) * softcap

@@ -47,6 +47,9 @@ class GenerationConfig(Strict):
     stop: list[Annotated[str, Field(min_length=1)]] = Field(
         default=[], description="texts that end a completion, which is judged without them"
     )
+    seconds: float | None = Field(
+        default=None, gt=0, description="that a completion may take; it is then cut, as truncated; null: no limit"
+    )
     batch_size: int = Field(default=64, gt=0, description="sequences generated at once by one worker")
 
     @model_validator(mode="after")

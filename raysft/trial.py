@@ -20,12 +20,13 @@ from raysft.config import TRIAL_SECTIONS, Job, SweepConfig, TrialConfig, config_
 from raysft.data.tokenized import split
 from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import evaluate, load_problems, write_records
+from raysft.evaluation.decoding import why_not
 from raysft.probe import Capability, probe
 from raysft.ranks import Ranks
 from raysft.training.clock import Clock
 from raysft.training.engine import Engine, PlainEngine
 from raysft.training.flops import Flops
-from raysft.training.lanes import LaneEngine, Lanes, why_not
+from raysft.training.lanes import LaneEngine, Lanes, why_in_turn
 from raysft.training.loop import Hooks, Loop, Metrics, Stop
 from raysft.training.model import Model, SFTModel, merged, trainable_model
 
@@ -57,23 +58,28 @@ class Bench:
         problems = load_problems(self.base, self.tokenizer, self.heldout, config)  # refused now if not scorable later
         self.tasks = {f"task {p.name}": p.fingerprint for p in problems if p.name in config.evaluation.tasks}
         self.steps = total_steps(config.training, len(self.train))
-        self.padded_because = self._pack() if config.training.packing else None
+        self.padded_because, self.slow_because = self._try_model()
         self.collate = collate(self.base, self.tokenizer)
         if self.lanes:
             self._check_lanes()
         self._check_vocabulary()
         self._agree("the configuration and data", config_hash(config, self._data_identity()))
 
-    def _pack(self) -> str | None:
-        """Tried where the model will run: a GPU has attention of its own."""
-        reason = pack(self.base.to(self.device))  # type: ignore[arg-type]
+    def _try_model(self) -> tuple[str | None, str | None]:
+        """Why samples are padded, and completions not written by our own decoding; None: they are not, and they are.
+
+        Tried where the model will run: a GPU has attention of its own.
+        """
+        model = self.base.to(self.device)  # type: ignore[arg-type]
+        padded_because = pack(model) if self.config.training.packing else None
+        slow_because = why_not(model) if self.config.evaluation.generation else None
         self.base.to("cpu")  # type: ignore[arg-type]
-        return reason
+        return padded_because, slow_because
 
     def _check_lanes(self) -> None:
         """Raises InputError for a backbone whose trials cannot train side by side; leaves it where they will."""
         base = self.base.to(self.device)  # type: ignore[arg-type]
-        if (reason := self.padded_because or why_not(base, self.config.training)) is not None:
+        if (reason := self.padded_because or why_in_turn(base, self.config.training)) is not None:
             raise InputError(
                 f"backbone '{self.config.backbone.name}' ({self.config.backbone.path})",
                 f"its trials cannot train side by side in {self.config.workers.lanes} lanes: {reason}.",
@@ -105,12 +111,18 @@ class Bench:
 
     def notes(self) -> list[str]:
         """What the user should know before the first trial."""
-        if self.padded_because is None:
-            return []
-        return [
-            f"samples are padded and not packed, which takes longer: {type(self.base).__name__} cannot keep them "
-            f"apart in one row ({self.padded_because})"
-        ]
+        name, notes = type(self.base).__name__, []
+        if self.padded_because is not None:
+            notes.append(
+                f"samples are padded and not packed, which takes longer: {name} cannot keep them apart in one row "
+                f"({self.padded_because})"
+            )
+        if self.slow_because is not None:
+            notes.append(
+                f"completions are written by transformers' own generate, which takes longer: raysft's does not fit "
+                f"{name} ({self.slow_because})"
+            )
+        return notes
 
     def run(
         self,

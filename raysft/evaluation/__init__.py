@@ -69,7 +69,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """metrics: eval/nll, eval/mean_probability, and those of `summarised`; records: one of each answer."""
+    """metrics: those of heldout_scores, and of `summarised`; records: one of each answer."""
 
     metrics: dict[str, float]
     records: list[Record]

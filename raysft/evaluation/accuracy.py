@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -17,16 +17,17 @@ from raysft.data.render import end_token_ids, render_prompt
 from raysft.data.sources import Example
 from raysft.data.tokenized import TokenizedData
 from raysft.errors import InputError
-from raysft.evaluation.generation import generate
+from raysft.evaluation.generation import complete
 from raysft.evaluation.loglikelihood import longest_option, option_likelihoods
 from raysft.evaluation.pool import TIMEOUT
+from raysft.evaluation.repetition import repetition
 from raysft.evaluation.scorers import Scored, Scorer, build_scorer, check_references
+from raysft.evaluation.writing import Completion, cut
 from raysft.evaluationconfig import TaskConfig, Template
 from raysft.ranks import Ranks
 from raysft.records import Record
 
 GENERATION = "generation"  # what records call the section of that name; tasks have names of their own
-CHUNK = 4  # batches between two reports of progress
 
 Progress = Callable[[str, int, int, float], None]  # task, problems done, all problems, seconds left
 
@@ -132,11 +133,10 @@ def _fitted(tokenizer: PreTrainedTokenizerBase, problems: Problems, room: int) -
 
 @dataclass(frozen=True)
 class Answer:
-    """Of one sample of one problem; tokens: as generated, None where nothing is."""
+    """Of one sample of one problem; written: what a model generates for it, None where nothing is."""
 
     text: str
-    tokens: int | None = None
-    truncated: bool = False
+    written: Completion | None = None
 
 
 def answered(
@@ -160,7 +160,7 @@ def answered(
         texts = option_likelihoods(model, tokenizer, examples, problems.config, problems.template, budget, device)
         answers = [[Answer(text)] for text in texts]
     else:
-        answers = list(_completions(model, tokenizer, problems, at, device, seed, progress))
+        answers = _completions(model, tokenizer, problems, at, device, seed, progress)
     rows = [
         (i, sample, answer) for i, samples in zip(at, answers, strict=True) for sample, answer in enumerate(samples)
     ]
@@ -179,27 +179,30 @@ def _completions(
     device: torch.device,
     seed: int,
     progress: Progress | None,
-) -> Iterator[list[Answer]]:
-    """The samples of each problem. In one call, which sorts by length; in several where progress is told."""
+) -> list[list[Answer]]:
+    """The samples of each problem."""
     config, begun = problems.config, time.monotonic()
-    many = max(1, CHUNK * config.batch_size // config.samples)
-    chunk = many if progress else max(1, len(at))
-    for start in range(0, len(at), chunk):
-        part = at[start : start + chunk]
-        numbers, prompts = [problems.numbers[i] for i in part], [problems.prompts[i] for i in part]
-        pad_id = int(tokenizer.pad_token_id)
-        for samples in generate(model, prompts, config, problems.end_ids, pad_id, seed, device, numbers):
-            yield [_completion(tokenizer, problems, tokens) for tokens in samples]
-        if progress:
-            done = start + len(part)
-            progress(problems.name, done, len(at), (time.monotonic() - begun) / done * (len(at) - done))
+
+    def tell(done: int, total: int) -> None:
+        if progress and done:
+            left = (time.monotonic() - begun) / done * (total - done)
+            progress(problems.name, done // config.samples, total // config.samples, left)
+
+    def text(tokens: Sequence[int]) -> str:
+        return _text(tokenizer, tokens, skip_special_tokens=True)
+
+    numbers, prompts = [problems.numbers[i] for i in at], [problems.prompts[i] for i in at]
+    pad_id = int(tokenizer.pad_token_id)
+    written = complete(
+        model, prompts, config, problems.end_ids, pad_id, seed, device, numbers, text=text, progress=tell
+    )
+    return [[Answer(_answer(completion, config, text), completion) for completion in samples] for samples in written]
 
 
-def _completion(tokenizer: PreTrainedTokenizerBase, problems: Problems, tokens: Sequence[int]) -> Answer:
-    ended = tokens[-1] in problems.end_ids
-    text = _text(tokenizer, tokens[:-1] if ended else tokens, skip_special_tokens=True)
-    stops = [at for stop in problems.config.stop if (at := text.find(stop)) >= 0]
-    return Answer(text[: min(stops)] if stops else text, len(tokens), not ended and not stops)
+def _answer(completion: Completion, config: GenerationConfig, text: Callable[[Sequence[int]], str]) -> str:
+    """What is judged: without the end token or the stop string, and what follows that in its token."""
+    tokens = completion.tokens[:-1] if completion.end == "token" else completion.tokens
+    return cut(text(tokens), config.stop)[0]
 
 
 def _record(
@@ -216,8 +219,10 @@ def _record(
         "completion": answer.text,
         **_judged(scored),
     }
-    if answer.tokens is not None:
-        record |= {"tokens": answer.tokens, "truncated": answer.truncated}
+    if (written := answer.written) is not None:
+        repeated = repetition(written.tokens)
+        record |= {"tokens": len(written.tokens), "truncated": written.truncated, "repetition": repeated}
+        record |= {"entropy": written.entropy}
     return record if example.options is None else record | {"options": example.options}
 
 
@@ -260,6 +265,8 @@ def summary(records: list[Record], prefix: str) -> dict[str, float]:
     if "tokens" in records[0]:
         metrics["generated_tokens"] = statistics.fmean(record["tokens"] for record in records)
         metrics["truncated"] = statistics.fmean(record["truncated"] for record in records)
+        metrics["repetition"] = statistics.fmean(record["repetition"] for record in records)
+        metrics["generation_entropy"] = statistics.fmean(record["entropy"] for record in records)
     for name in sorted(records[0].keys() - NOT_SCORES):
         metrics[name] = _mean(problems, name)
     if timeouts := statistics.fmean(record["how"] == TIMEOUT for record in records):
@@ -269,7 +276,7 @@ def summary(records: list[Record], prefix: str) -> dict[str, float]:
 
 NOT_SCORES = {
     "task", "problem", "sample", "origin", "prompt", "reference", "completion", "answer", "score", "how", "tokens",
-    "truncated", "options",
+    "truncated", "options", "repetition", "entropy",
 }  # fmt: skip
 
 

@@ -1,19 +1,56 @@
-"""Completions of prompts, by transformers' own `generate`."""
+"""Completions of prompts, whatever engine writes them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
-from transformers import GenerationConfig as Decoding
-from transformers import LogitsProcessorList, PreTrainedModel
+from transformers import PreTrainedModel
 
-from raysft.backbone import evaluating
 from raysft.config import GenerationConfig
-from raysft.evaluation.sampling import SeededSampling, uniforms
+from raysft.evaluation.decoding import decode, why_not
+from raysft.evaluation.library import library_decode
+from raysft.evaluation.writing import Asked, Completion, Engine, Progress, Row
 
 
-@torch.no_grad()
+def complete(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    config: GenerationConfig,
+    end_ids: list[int],
+    pad_id: int,
+    seed: int,
+    device: torch.device,
+    numbers: Sequence[int] | None = None,
+    *,
+    text: Callable[[list[int]], str] | None = None,
+    progress: Progress = lambda done, total: None,
+    engine: Engine | None = None,
+) -> list[list[Completion]]:
+    """config.samples completions of each prompt: [problem][sample].
+
+    temperature 0 decodes greedily; otherwise a completion is drawn by the numbers of its own stream (seed, number of
+    its prompt, sample), so that neither other prompts nor batch size nor rank change it, beyond what the round-off of
+    logits in another batch can do; torch's random state is not used. numbers: of the prompts; default: their position.
+    text: the text of tokens, needed where config.stop is set; progress: is told how many completions are done, of how
+    many; engine: default the fastest that fits the model.
+
+    Raises ValueError for an empty prompt, and for stop strings without `text`.
+    """
+    numbers = range(len(prompts)) if numbers is None else numbers
+    if config.stop and text is None:
+        raise ValueError("stop strings are looked for in the text: give `text`, the tokenizer's decode")
+    if not all(prompts):
+        raise ValueError(f"prompt {[len(p) for p in prompts].index(0)} has no token to go on from")
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    rows = [Row(i, sample, (seed, numbers[i], sample)) for i in longest_first for sample in range(config.samples)]
+    asked = Asked(prompts, rows, config, frozenset(end_ids), pad_id, device, text, progress)
+    if engine is None:
+        engine = decode if why_not(model) is None else library_decode
+    written: list[list[Completion]] = [[] for _ in prompts]
+    for row, completion in zip(rows, engine(model, asked), strict=True):
+        written[row.problem].append(completion)
+    return written
+
+
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[list[int]],
@@ -24,68 +61,6 @@ def generate(
     device: torch.device,
     numbers: Sequence[int] | None = None,
 ) -> list[list[list[int]]]:
-    """config.samples completions of each prompt: [problem][sample] -> new tokens, the end token the last of them.
-
-    A completion without an end token has config.max_new_tokens tokens. temperature 0 decodes greedily; otherwise a
-    completion is drawn by the numbers of its own stream (seed, number of its prompt, sample), so that neither other
-    prompts nor batch size nor rank change it, beyond what the round-off of logits in another padding can do; torch's
-    random state is not used. numbers: of the prompts; default: their position.
-    """
-    numbers = range(len(prompts)) if numbers is None else numbers
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-    rows = [(problem, sample) for problem in longest_first for sample in range(config.samples)]
-    written: list[list[list[int]]] = [[[] for _ in range(config.samples)] for _ in prompts]
-    with evaluating(model), _without_defaults(model):
-        for start in range(0, len(rows), config.batch_size):
-            batch = rows[start : start + config.batch_size]
-            streams = [(seed, numbers[problem], sample) for problem, sample in batch]
-            new = _decode(model, [prompts[p] for p, _ in batch], streams, config, end_ids, pad_id, device)
-            for (problem, sample), tokens in zip(batch, new, strict=True):
-                written[problem][sample] = _to_end(tokens, end_ids)
-    return written
-
-
-def _decode(
-    model: Any,
-    prompts: list[list[int]],
-    streams: list[tuple[int, int, int]],
-    config: GenerationConfig,
-    end_ids: list[int],
-    pad_id: int,
-    device: torch.device,
-) -> list[list[int]]:
-    """One batch: the new tokens of each row, padded behind its end."""
-    width = max(map(len, prompts))
-    input_ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts], device=device)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-    processors = LogitsProcessorList()
-    if config.temperature > 0:
-        drawn = uniforms(streams, config.max_new_tokens).to(device)
-        processors.append(SeededSampling(drawn, config.temperature, width))
-    decoding = Decoding(
-        max_new_tokens=config.max_new_tokens,
-        do_sample=False,
-        use_cache=True,  # the model's own config says no, for training
-        eos_token_id=end_ids,
-        pad_token_id=pad_id,
-    )
-    output = model.generate(
-        input_ids, attention_mask=mask, generation_config=decoding, logits_processor=processors, synced_gpus=False
-    )
-    return output[:, width:].tolist()
-
-
-@contextmanager
-def _without_defaults(model: Any) -> Iterator[None]:
-    """The model's own generation settings (top_k, repetition penalty, ...) fill what a caller leaves open: not here."""
-    own = model.generation_config
-    model.generation_config = Decoding()
-    try:
-        yield
-    finally:
-        model.generation_config = own
-
-
-def _to_end(tokens: list[int], end_ids: list[int]) -> list[int]:
-    end = next((i for i, token in enumerate(tokens) if token in end_ids), len(tokens))
-    return tokens[: end + 1]
+    """The tokens of `complete`: [problem][sample] -> new tokens, the end token the last of them."""
+    written = complete(model, prompts, config, end_ids, pad_id, seed, device, numbers)
+    return [[completion.tokens for completion in completions] for completions in written]

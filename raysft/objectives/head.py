@@ -198,7 +198,7 @@ def _by_target(
     for tile, kernel in zip(layer.tiles(), kernels, strict=True):
         z = layer.logits(x, tile)
         slope = layer.slope(z)
-        inside, column = _place(y, tile)
+        inside, column = layer.place(y, tile)
         here = z.gather(1, column)
         target = torch.where(inside, here, target)
         z.scatter_(1, column, here.masked_fill(inside, torch.finfo(z.dtype).min))
@@ -222,7 +222,7 @@ def _by_target(
             kernel = kernel if whole else kernel[live]
             exact = kernel.dtype == share.dtype
             gradient = kernel.mul_(share[:, None]) if exact else kernel * share[:, None]
-            inside, column = _place(y[live], tile)
+            inside, column = layer.place(y[live], tile)
             yield tile, gradient.scatter_(1, column, torch.where(inside, entry, gradient.gather(1, column)))
 
     return _Chunk(logp, objective.loss(logp), live, gradients())
@@ -254,13 +254,6 @@ def _by_distribution(layer: Projection, rows: Rows, objective: DistributionObjec
 
 def _whole_logits(layer: Projection, x: torch.Tensor) -> torch.Tensor:
     return torch.cat([layer.logits(x, tile) for tile in layer.tiles()], dim=1)
-
-
-def _place(labels: torch.Tensor, tile: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether each label [C] lies in the tile, and its column there (else one at the edge): [C, 1] each."""
-    column = labels[:, None] - tile.start
-    edge = column.clamp(0, tile.stop - tile.start - 1)
-    return column == edge, edge
 
 
 def naive_objective(

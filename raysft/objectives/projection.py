@@ -62,6 +62,12 @@ class Projection:
             return _product(rows.to(self.dtype), weight.to(self.dtype).t())
         return _product(rows.to(self.wide), self.widened(weight).t())
 
+    def place(self, labels: torch.Tensor, tile: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether each label [C] lies in the tile, and its column there (else one at the edge): [C, 1] each."""
+        column = labels[:, None] - tile.start
+        edge = column.clamp(0, tile.stop - tile.start - 1)
+        return column == edge, edge
+
     def slope(self, logits: torch.Tensor) -> torch.Tensor | None:
         """What soft-capping multiplies the gradient of `logits` by; None: nothing."""
         return None if self.softcap is None else 1 - (logits / self.softcap) ** 2

@@ -184,7 +184,7 @@ def _delta(layer: LoraLinear, part: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def why_not(base: PreTrainedModel, training: TrainingConfig) -> str | None:
+def why_in_turn(base: PreTrainedModel, training: TrainingConfig) -> str | None:
     """Why trials of this model cannot share its pass; None where they can, proved with two random adapters."""
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in base.modules()):
         return "it has dropout, whose random numbers would not be those of a trial alone"

@@ -47,7 +47,8 @@ def test_metrics_are_those_of_the_records(make_config: Make) -> None:
 def test_held_out_scores_alone(make_config: Make) -> None:
     bench = bench_here(make_config(evaluation={"generation": None}, search={"metric": "eval/nll"}).for_backbone("tiny"))
     evaluation = evaluated(bench)
-    assert set(evaluation.metrics) == {"eval/nll", "eval/mean_probability"}
+    names = ("nll", "mean_probability", "token_accuracy", "entropy", "calibration_error")
+    assert set(evaluation.metrics) == {f"eval/{name}" for name in names}
     assert evaluation.records == []
 
 

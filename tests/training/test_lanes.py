@@ -18,7 +18,7 @@ from raysft.objectives.anchored import ASFT
 from raysft.objectives.reweighted import TALR
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
-from raysft.training.lanes import why_not
+from raysft.training.lanes import why_in_turn
 from raysft.trial import Bench, TrialResult
 
 Make = Callable[..., SweepConfig]
@@ -173,7 +173,7 @@ def test_adapters_must_lie_on_linear_layers_of_whole_rows(
     )  # fmt: skip
     model = Qwen2MoeForCausalLM(config).eval()
     assert pack(model) is None
-    assert why_not(model, training) is None if reason is None else reason in str(why_not(model, training))
+    assert why_in_turn(model, training) is None if reason is None else reason in str(why_in_turn(model, training))
 
 
 def test_a_backbone_with_dropout_is_refused(make_config: Make, tmp_path: Path, tiny_backbone: Path) -> None:
@@ -191,5 +191,5 @@ def test_sharing_is_proved_on_the_model(make_config: Make) -> None:
     config = make_config(training=TRAINING)
     model = load_model(config.backbone, "fp32")
     assert pack(model) is None
-    assert why_not(model, config.training) is None
+    assert why_in_turn(model, config.training) is None
     assert all(weight.requires_grad for weight in load_model(config.backbone, "fp32").parameters())
