@@ -22,6 +22,8 @@ from raysft.sweep.board import Report, Stop, Wait
 
 # Workers import torch, transformers and deepspeed at once; on few cores that takes longer than Train waits by itself.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+# How often Train looks whether a group has ended or lost a worker; by itself every 2 s, though a look takes little.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 log = logging.getLogger(__name__)
 
