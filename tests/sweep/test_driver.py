@@ -353,6 +353,12 @@ def test_fresh_group_for_each_trial(ray_cluster: None, make_config: Make) -> Non
     assert sorted(groups.iterdir()) == started, "a finished study starts no group"
 
 
+def test_a_sweeps_own_process_loads_no_models() -> None:
+    """Seconds of every start; the groups do it."""
+    code = "import sys, raysft.sweep.driver; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 def test_slots(make_config: Make) -> None:
     node = {"Resources": {"CPU": 4.0, "GPU": 1.0}, "Alive": True}
     assert slots_that_fit(make_config(), [node, node]) == 8
