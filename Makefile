@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Tests wait a lot for Ray. Each file stays in one process, so that what its tests share is made once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-fast test-faults check bench-head bench-train bench-sweep bench-lanes bench-generate setup clean
 
@@ -9,10 +11,10 @@ demo: setup
 	$(BIN)/raysft demo
 
 test: setup check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-fast: setup
-	$(BIN)/python -m pytest -m "not slow and not faults and not gpu and not browser"
+	$(PYTEST) -m "not slow and not faults and not gpu and not browser"
 
 check: setup
 	$(BIN)/ruff check .

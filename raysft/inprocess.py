@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import torch
 
+from raysft.capability import Capability, resolve_threshold
 from raysft.config import BackboneConfig, Job, SweepConfig, TrialConfig
 from raysft.modelscores import say_metrics, told
-from raysft.probe import Capability
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
-from raysft.trial import Bench, TrialResult, resolve_threshold
+from raysft.trial import Bench, TrialResult
 
 Say = Callable[[str], None]
 

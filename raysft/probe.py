@@ -1,65 +1,14 @@
 """How capable a backbone already is on a data set: the target's probability over its supervised tokens."""
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any, Self
-
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from raysft.capability import BINS, CONFIDENT, LEVELS, Capability
 from raysft.data.batch import Collate
 from raysft.data.tokenized import TokenizedData
 from raysft.evaluation.forward import batch_logps, spread
 from raysft.ranks import Ranks
-
-CONFIDENT = 0.55  # the probability in Assumption 6.1 of arXiv 2510.00526
-LEVELS = np.linspace(0, 1, 101)
-BINS = 20
-
-
-@dataclass(frozen=True)
-class Capability:
-    """Of the target's p over `tokens` supervised tokens of `samples` samples.
-
-    mean_probability: its mean (Eq. 5 of arXiv 2510.00526); mean_logp: the mean of log p, in nats; share_above: the
-    share of tokens with p >= .55; quantiles: p at 0 %, 1 %, ..., 100 %; histogram: tokens in 20 equal bins of [0, 1].
-    """
-
-    mean_probability: float
-    mean_logp: float
-    share_above: float
-    tokens: int
-    samples: int
-    quantiles: list[float]
-    histogram: list[int]
-
-    def quantile(self, q: float) -> float:
-        """The p that a share q of the tokens does not exceed, linear between percents; ValueError outside [0, 1]."""
-        if not 0 <= q <= 1:
-            raise ValueError(f"a quantile lies in [0, 1], not at {q}")
-        return float(np.interp(q, LEVELS, self.quantiles))
-
-    def level(self, p: float) -> float:
-        """The share of tokens whose probability is at most p: the inverse of `quantile`, linear between percents."""
-        at = int(np.searchsorted(self.quantiles, p, side="right")) - 1  # the last one that does not exceed p
-        if at < 0:
-            return 0.0
-        if at == len(self.quantiles) - 1:
-            return 1.0
-        low, high = self.quantiles[at : at + 2]
-        return float(LEVELS[at] + (p - low) / (high - low) * (LEVELS[at + 1] - LEVELS[at]))
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def to_json(self) -> str:
-        return json.dumps(self.to_dict())
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote."""
-        return cls(**json.loads(text))
 
 
 def probe(

@@ -16,12 +16,13 @@ import torch
 from transformers import PreTrainedModel
 
 from raysft.backbone import collate, load_model, load_tokenizer, pack
+from raysft.capability import Capability
 from raysft.config import TRIAL_SECTIONS, Job, SweepConfig, TrialConfig, config_hash, total_steps
 from raysft.data.tokenized import split
 from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import evaluate, load_problems, write_records
 from raysft.evaluation.decoding import why_not
-from raysft.probe import Capability, probe
+from raysft.probe import probe
 from raysft.ranks import Ranks
 from raysft.training.clock import Clock
 from raysft.training.engine import Engine, PlainEngine
@@ -272,17 +273,3 @@ class Bench:
         values = self.ranks.gather(value)
         if len(set(values)) > 1:
             raise TrialFailed(f"the workers do not agree on {what}: {values}. Are all nodes of one version?")
-
-
-def resolve_threshold(trial: TrialConfig, capability: Capability) -> TrialConfig:
-    """The trial with quantiles replaced by those of the base model's p (arXiv 2510.00526, Sec. 5.1)."""
-    objective = trial.objective
-    probability: dict[str, Any] = {"threshold_unit": "probability"}
-    if objective.threshold is None or objective.threshold_unit == "probability":
-        return trial.model_copy(update={"objective": objective.model_copy(update=probability)})
-    update: dict[str, Any] = {"quantile": objective.threshold}
-    probability["threshold"] = capability.quantile(objective.threshold)
-    if objective.upper is not None:
-        update["upper_quantile"] = objective.upper
-        probability["upper"] = capability.quantile(objective.upper)
-    return trial.model_copy(update={**update, "objective": objective.model_copy(update=probability)})

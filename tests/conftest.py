@@ -19,7 +19,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and worker
 settings.register_profile("raysft", deadline=None)  # no example is timed: the machine is noisy
 settings.load_profile("raysft")
 
+# Files that take minutes, the longest first: one that began last would run alone while the other process has no work.
+FIRST = ("test_driver.py", "test_submit.py", "test_zero.py", "test_bench_sweep.py")
+
 CHARACTERS = "0123456789+=?#,abcdefghijklmnopqrstuvwxyz \n"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first; the order is otherwise kept."""
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 @pytest.fixture(scope="session")

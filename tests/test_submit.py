@@ -123,7 +123,8 @@ def test_a_stopped_job_has_saved_and_resumes(
     submit: Callable[..., str], head: tuple[str, dict[str, str]], folder: Path
 ) -> None:
     address, environment = head
-    longer = ("--set", "training.steps=300", "--set", "training.checkpoint_every=20", "--set", "evaluation.every=null")
+    settings = "training.steps=200 training.checkpoint_every=20 evaluation.every=null workers.max_concurrent=1"
+    longer = [part for setting in settings.split() for part in ("--set", setting)]
     said = submit("--no-wait", *longer)
     job = re.search(r"raysubmit_\w+", said)
     assert job, said

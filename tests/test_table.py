@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from raysft.capability import Capability
 from raysft.config import PAPER_BASELINES, SweepConfig, TrialConfig
 from raysft.objectives import Power
-from raysft.probe import Capability
 from raysft.sweep.driver import StudyResult
 from raysft.sweep.ledger import Status, TrialRow
 from raysft.table import result_table

@@ -12,24 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import MambaConfig, MambaForCausalLM
 
+from raysft.capability import Capability
 from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.inprocess import bench_here
 from raysft.objectives import Power
-from raysft.probe import Capability
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
-from raysft.trial import Bench, resolve_threshold
+from raysft.trial import Bench
 
 Make = Callable[..., SweepConfig]
-CAPABILITY = Capability(0.5, -1.0, 0.45, 1000, 10, [(i / 100) ** 2 for i in range(101)], [50] * 20)
 GENERATION = {"answer_pattern": r"#(\d+)", "max_new_tokens": 4}
-PROBABILITIES = st.floats(0, 1)
 
 
 def trial_of(objective: Power, seed: int = 0, rate: float = 3e-3) -> TrialConfig:
@@ -38,42 +34,6 @@ def trial_of(objective: Power, seed: int = 0, rate: float = 3e-3) -> TrialConfig
 
 def job(folder: Path, trial: TrialConfig) -> Job:
     return Job(folder.name, trial, folder)
-
-
-# --- thresholds -----------------------------------------------------------------------------------------------------
-
-
-@given(PROBABILITIES, st.sampled_from(["above", "below"]))
-def test_a_quantile_becomes_the_base_models_probability(quantile: float, keep: Any) -> None:
-    asked = trial_of(Power(exponent=2, threshold=quantile, keep=keep, threshold_unit="quantile"))
-    resolved = resolve_threshold(asked, CAPABILITY)
-    expected = Power(exponent=2, threshold=CAPABILITY.quantile(quantile), keep=keep)
-    assert resolved == asked.model_copy(update={"objective": expected, "quantile": quantile})
-    assert resolve_threshold(resolved, CAPABILITY) == resolved
-
-
-def test_quantiles_are_those_of_the_probe() -> None:
-    for quantile, probability in ((0.0, 0.0), (0.5, 0.25), (0.9, 0.81), (1.0, 1.0)):
-        asked = trial_of(Power(threshold=quantile, threshold_unit="quantile"))
-        assert resolve_threshold(asked, CAPABILITY).objective.threshold == pytest.approx(probability)
-
-
-@given(st.none() | PROBABILITIES)
-def test_probabilities_and_no_threshold_stay_as_they_are(threshold: float | None) -> None:
-    trial = trial_of(Power(threshold=threshold))
-    assert resolve_threshold(trial, CAPABILITY) == trial
-    unit = trial_of(Power(threshold_unit="quantile"))  # without a threshold the unit says nothing
-    assert resolve_threshold(unit, CAPABILITY) == trial_of(Power())
-
-
-@given(PROBABILITIES, PROBABILITIES)
-def test_both_ends_of_an_interval_are_replaced(one: float, other: float) -> None:
-    low, high = sorted((one, other))
-    asked = trial_of(Power(exponent=2, threshold=low, upper=high, threshold_unit="quantile"))
-    resolved = resolve_threshold(asked, CAPABILITY)
-    ends = {"threshold": CAPABILITY.quantile(low), "upper": CAPABILITY.quantile(high)}
-    assert resolved.objective == Power(exponent=2, **ends)
-    assert (resolved.quantile, resolved.upper_quantile) == (low, high)
 
 
 # --- a bench --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Otherwise each product lays the weights out anew, which for the few rows of a de
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ def prepacked(model: nn.Module, rows: int) -> Iterator[None]:
             del layer.forward
 
 
-def _suits(module: nn.Module) -> bool:
+def _suits(module: nn.Module) -> TypeGuard[nn.Linear]:
     if type(module) is not nn.Linear or "forward" in vars(module):
         return False
     weight = module.weight
@@ -38,7 +39,7 @@ def _suits(module: nn.Module) -> bool:
     return weight.dtype == torch.float32
 
 
-def _from(layer: nn.Module, rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _from(layer: nn.Linear, rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
     packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
     return partial(_product, packed, layer.bias)
 

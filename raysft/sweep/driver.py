@@ -21,9 +21,9 @@ from typing import Any
 import ray
 from ray import tune
 
+from raysft.capability import Capability
 from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
-from raysft.probe import Capability
 from raysft.progress import Progress
 from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow

@@ -21,11 +21,6 @@ from raysft.errors import InputError, TrialFailed
 from raysft.quiet import libraries_quiet
 from raysft.sweep.board import Report, Stop, Wait
 
-# Workers import torch, transformers and deepspeed at once; on few cores that takes longer than Train waits by itself.
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
-# A process more for each group, which tells workers of a node that is about to go: nothing here asks it.
-os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-
 
 def group_loop(settings: dict[str, Any]) -> None:
     """Every rank of a group: work for one study after another, as the board opens them, until it is closed."""

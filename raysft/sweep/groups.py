@@ -4,6 +4,7 @@ A group takes seconds to start, most of them imports; so it goes on with the nex
 the same kind.
 """
 
+import os
 import threading
 import time
 import uuid
@@ -14,6 +15,13 @@ import ray
 from raysft.config import SweepConfig, WorkersConfig
 from raysft.sweep.board import Stop, start_board
 from raysft.sweep.group import group_loop
+
+# Workers import torch, transformers and deepspeed at once; on few cores that takes longer than Train waits by itself.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+# A process more for each group, which tells workers of a node that is about to go: nothing here asks it.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+# How often Train looks whether a group has ended or lost a worker; by itself every 2 s, though a look takes little.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 
 END_SECONDS = 60.0
 

@@ -7,12 +7,11 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from raysft.capability import Capability, resolve_threshold
 from raysft.config import SearchConfig, TrialConfig
-from raysft.probe import Capability
 from raysft.sweep.halving import Halving
 from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.space import Space, sampler
-from raysft.trial import resolve_threshold
 
 
 class StudySearch(Searcher):

@@ -10,8 +10,8 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from raysft.capability import Capability
 from raysft.config import Range, SearchConfig, SpaceConfig, TrialConfig
-from raysft.probe import Capability
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

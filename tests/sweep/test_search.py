@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from raysft.capability import Capability
 from raysft.config import PAPER_BASELINES, SearchConfig, SpaceConfig, TrialConfig
 from raysft.objectives import Power
-from raysft.probe import Capability
 from raysft.sweep.ledger import Ledger, Status, TrialRow
 from raysft.sweep.search import StudySearch
 from raysft.sweep.space import Space

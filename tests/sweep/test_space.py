@@ -4,11 +4,10 @@ import optuna
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysft.capability import Capability, resolve_threshold
 from raysft.config import SearchConfig, SpaceConfig, TrialConfig
 from raysft.objectives import Power
-from raysft.probe import Capability
 from raysft.sweep.space import Space, _fits, sampler
-from raysft.trial import resolve_threshold
 
 RATE = 1e-3
 POWER = {"type": "power"}
