@@ -20,7 +20,7 @@ def prepacked(model: nn.Module, rows: int) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if _suits(module)]
     for layer in layers:
-        layer.forward = _from(layer, rows)
+        layer.forward = _from(layer, rows)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
