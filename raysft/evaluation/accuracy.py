@@ -181,7 +181,7 @@ def _completions(
     progress: Progress | None,
 ) -> Iterator[list[Answer]]:
     """The samples of each problem. In one call, which sorts by length; in several where progress is told."""
-    config, begun = problems.config, time.monotonic()
+    config, begun = problems.config.model_copy(update={"stop": []}), time.monotonic()  # `_completion` looks for them
     many = max(1, CHUNK * config.batch_size // config.samples)
     chunk = many if progress else max(1, len(at))
     for start in range(0, len(at), chunk):
