@@ -181,12 +181,14 @@ def _completions(
     progress: Progress | None,
 ) -> list[list[Answer]]:
     """The samples of each problem."""
-    config, begun = problems.config, time.monotonic()
+    config, begun, told = problems.config, time.monotonic(), 0
 
     def tell(done: int, total: int) -> None:
-        if progress and done:
+        nonlocal told
+        if progress and done // config.samples > told:
+            told = done // config.samples
             left = (time.monotonic() - begun) / done * (total - done)
-            progress(problems.name, done // config.samples, total // config.samples, left)
+            progress(problems.name, told, total // config.samples, left)
 
     def text(tokens: Sequence[int]) -> str:
         return _text(tokenizer, tokens, skip_special_tokens=True)
