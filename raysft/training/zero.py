@@ -19,8 +19,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
 
 import deepspeed
+import deepspeed.ops
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+# On a CPU, DeepSpeed would look which of its kernels could be compiled, and compile one for inference: most of a minute
+# at the first start, a C++ compiler needed, and again wherever another version of ninja is found.
+deepspeed.ops.__compatible_ops__ = {}
 
 # DeepSpeed's cache of a method of this class, under a decorator; its keys are coordinators and modules.
 _release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release

@@ -150,6 +150,7 @@ def count_what_is_left(settings: dict[str, Any]) -> None:
             alive = [type(o) for o in gc.get_objects()]  # without a look at anything lazy, as isinstance would take
             counts = [sum(issubclass(t, kind) for t in alive) for kind in (deepspeed.DeepSpeedEngine, SFTModel)]
             left.setdefault(stage, []).append(counts)
+    assert deepspeed.comm.comm.cdb.shm_comm_op is None, "DeepSpeed has compiled a kernel that nothing here uses"
     (Path(settings["folder"]) / "left.json").write_text(json.dumps(left))
 
 
