@@ -46,17 +46,17 @@ def decode(model: PreTrainedModel, asked: Asked) -> list[Completion]:
                 tokens = torch.cat([tokens, write_next(fresh, scores)])
                 live += fresh
             going = [at for at, writing in enumerate(live) if writing.end is None]
+            drop = len(live) - len(going) >= max(1, len(live) // DROPPED)
+            if drop:
+                asked.progress(sum(w.end is not None for w in written.values()), len(asked.rows))
             if not going:
                 live, memory, tokens = [], None, tokens[:0]
                 continue
-            if len(live) - len(going) >= max(1, len(live) // DROPPED):
-                assert memory is not None
+            assert memory is not None
+            if drop:
                 live, memory = [live[at] for at in going], memory.keep(going)
                 tokens = tokens[torch.tensor(going, device=tokens.device)]
-                asked.progress(sum(w.end is not None for w in written.values()), len(asked.rows))
-            assert memory is not None
             tokens = write_next(live, _step(model, tokens, memory))
-    asked.progress(len(asked.rows), len(asked.rows))
     return [written[row].completion() for row in asked.rows]
 
 
