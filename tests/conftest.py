@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of two cores on loopback for all tests that need it."""
     import ray
 
+    interrupted = signal.getsignal(signal.SIGINT)
     ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
     yield
     ray.shutdown()
+    signal.signal(signal.SIGINT, interrupted)  # Tune leaves its own, and pytest-xdist ends processes by it
