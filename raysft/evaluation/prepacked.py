@@ -6,6 +6,7 @@ Otherwise each product lays the weights out anew, which for the few rows of a de
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -39,8 +40,9 @@ def _suits(module: nn.Module) -> bool:
 
 
 def _from(layer: nn.Module, rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
-    return partial(_product, packed, layer.bias)
+    linear = cast(nn.Linear, layer)
+    packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+    return partial(_product, packed, linear.bias)
 
 
 def _product(packed: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
