@@ -16,6 +16,8 @@ from typing import Any
 MEMORY_BYTES = 4 * 2**30  # a power tower asks for more than any machine has
 LONGEST = 1000  # characters of an answer: longer ones are no answers, and cost seconds to parse
 
+ROUND_OFF = 1e-6  # of decimal numbers that are written out: 0.333333 is 1/3
+
 NUMBER = r"[-+−]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"
 E_NOTATION = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)")
 TRAILING_WORDS = re.compile(rf"(\\?\$?\s*{NUMBER})\s*(?:[A-Za-z]{{2,}}\.?\s*)+")
@@ -36,14 +38,14 @@ def judge(reference: str, answer: str, tolerance: float = 0.0) -> bool:
     gold, found = _parsed(_prepared(reference)), _parsed(_prepared(answer))
     if not gold or not found:
         return False
+    if DECIMAL.search(reference) or DECIMAL.search(answer):
+        expected, values = _reals(gold[0], reference), _reals(found[0], answer)
+        if expected and values:  # math-verify rounds to 6 decimals: 3e-19 would be 1e-27
+            close = max(tolerance, ROUND_OFF)
+            return any(math.isclose(a, b, rel_tol=close) for a in expected for b in values)
     from math_verify import verify
 
-    if verify(gold, found, timeout_seconds=None, allow_set_relation_comp=True):
-        return True
-    if tolerance and (DECIMAL.search(reference) or DECIMAL.search(answer)):
-        expected, value = _real(gold[0]), _real(found[0])
-        return None not in (expected, value) and math.isclose(expected, value, rel_tol=tolerance)  # type: ignore[arg-type]
-    return False
+    return bool(verify(gold, found, timeout_seconds=None, allow_set_relation_comp=True))
 
 
 def plain(text: str) -> str:
@@ -68,14 +70,15 @@ def _parsed(text: str) -> list[Any]:
     return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
 
 
-def _real(expression: Any) -> float | None:
+def _reals(expression: Any, text: str) -> list[float]:
+    """The expression's value if it is a real number; of a percentage also the number before the sign."""
     try:
-        if not expression.is_number:
-            return None
-        value = complex(expression.evalf())
+        value = complex(expression.doit().evalf()) if expression.is_number else complex("nan")
     except (AttributeError, TypeError, ValueError, OverflowError):
-        return None
-    return value.real if value.imag == 0 and math.isfinite(value.real) else None
+        return []
+    if value.imag != 0 or not math.isfinite(value.real):
+        return []
+    return [value.real, 100 * value.real] if "%" in text else [value.real]
 
 
 def serve() -> None:
