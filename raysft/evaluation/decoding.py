@@ -7,8 +7,10 @@ it on a few tokens, and what does not fit is written by transformers itself (ray
 from collections import deque
 from collections.abc import Sequence
 from itertools import groupby
+from typing import cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from raysft import attention
@@ -143,7 +145,7 @@ def why_not(model: PreTrainedModel) -> str | None:
 
 
 def _proof_tokens(model: PreTrainedModel) -> tuple[list[list[int]], list[int]]:
-    vocabulary = model.get_input_embeddings().num_embeddings  # type: ignore[union-attr]
+    vocabulary = cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
     return [[token % vocabulary for token in prompt] for prompt in PROOF], [t % vocabulary for t in PROOF_TOKENS]
 
 
