@@ -73,7 +73,8 @@ class Bench:
         """
         model = self.base.to(self.device)  # type: ignore[arg-type]
         padded_because = pack(model) if self.config.training.packing else None
-        slow_because = why_not(model) if self.config.evaluation.generation else None
+        evaluation = self.config.evaluation
+        slow_because = why_not(model) if evaluation.generation or evaluation.tasks else None
         self.base.to("cpu")  # type: ignore[arg-type]
         return padded_because, slow_because
 
