@@ -72,8 +72,7 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
     """Baselines and a searched trial; two backbones, of which one has overrides and the other a trial that fails."""
     config = make_config()
     path = config.backbones[0].path
-    overrides = {"training": {"steps": 4}, "workers": {"max_concurrent": 1}}
-    second = {"name": "second", "path": path, "overrides": overrides}
+    second = {"name": "second", "path": path, "overrides": {"training": {"steps": 4}}}
     config = make_config(backbones=[{"name": "first", "path": path}, second])
 
     def given(study: SweepConfig) -> list[TrialConfig]:
