@@ -21,6 +21,7 @@ from raysft.objectives import IGNORE_INDEX, Power, linear_objective
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ROUND_OFF = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-9}
+LAYERS = {"full_attention", "sliding_attention"}  # of a configuration's layer_types
 PROOF = (0, 5, 12, 15)  # borders of the samples on which `pack` is proved
 LOUD = 1000.0  # times the logits: a soft cap leaves small ones nearly alone
 
@@ -121,6 +122,13 @@ def pack(model: PreTrainedModel) -> str | None:
     return reason
 
 
+def other_layers(model: PreTrainedModel) -> str | None:
+    """The model's attention layers of a kind that is not known here, such as Llama 4's, which see a chunk of the row:
+    a few tokens cannot tell them from the known ones."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or LAYERS)
+    return f"it has layers of another kind ({', '.join(sorted(kinds - LAYERS))})" if kinds - LAYERS else None
+
+
 def _why_not_packed(model: PreTrainedModel, samples: list[torch.Tensor], alone: torch.Tensor) -> str | None:
     """alone [T, H]: the samples' hidden states, one by one."""
     if not attention.packs(model):
@@ -136,7 +144,7 @@ def _why_not_packed(model: PreTrainedModel, samples: list[torch.Tensor], alone: 
     close = ROUND_OFF[alone.dtype] * float(alone.abs().max())
     if not torch.allclose(packed, alone, rtol=0, atol=close):
         return "its hidden states in a row are not those of the samples alone"
-    return None
+    return other_layers(model)
 
 
 def _row(samples: list[torch.Tensor]) -> Batch:

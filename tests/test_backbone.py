@@ -388,6 +388,13 @@ def test_a_model_that_cannot_keep_samples_apart_pads(
     compare_with_naive(loaded, tolerance=1e-4)
 
 
+def test_layers_that_few_tokens_cannot_tell_from_the_known_ones_pad(tiny_backbone: Path) -> None:
+    loaded = load_model(named(tiny_backbone))
+    loaded.config.layer_types = ["full_attention", "chunked_attention"]
+    assert pack(loaded) == "it has layers of another kind (chunked_attention)"
+    assert not attention.packs(loaded)
+
+
 @pytest.mark.parametrize(
     ("leak", "reason"),
     [

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from raysft import attention
 from raysft.attention import from_memory, within_samples
-from raysft.backbone import ROUND_OFF, decoder, evaluating, logits
+from raysft.backbone import ROUND_OFF, decoder, evaluating, logits, other_layers
 from raysft.data.batch import Batch
 from raysft.evaluation.keyvalues import KeyValues
 from raysft.evaluation.prepacked import prepacked
@@ -23,7 +23,6 @@ from raysft.evaluation.writing import Asked, Completion, Row, Writing, write_nex
 
 PROMPT_TOKENS = 8192  # of a forward pass over prompts
 DROPPED = 8  # rows that have ended leave the batch once they are an eighth of it: leaving copies what the others hold
-LAYERS = {"full_attention", "sliding_attention"}  # of a configuration's layer_types
 PROOF = ((0, 1, 2, 3, 4, 5), (6, 7, 8))  # prompts on which an architecture is tried
 PROOF_TOKENS = (9, 10)  # written behind each
 
@@ -124,9 +123,8 @@ def _step(model: PreTrainedModel, tokens: torch.Tensor, memory: KeyValues) -> to
 @torch.no_grad()
 def why_not(model: PreTrainedModel) -> str | None:
     """Why `decode` would not write what the model's own forward pass gives; None: it does."""
-    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or LAYERS)
-    if not layers <= LAYERS:
-        return f"it has layers of another kind ({', '.join(sorted(layers - LAYERS))})"
+    if (reason := other_layers(model)) is not None:
+        return reason
     if model.config.is_encoder_decoder:
         return "it has an encoder"
     with evaluating(model):
