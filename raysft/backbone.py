@@ -22,6 +22,7 @@ from raysft.objectives import IGNORE_INDEX, Power, linear_objective
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ROUND_OFF = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-9}
 LAYERS = {"full_attention", "sliding_attention"}  # of a configuration's layer_types
+KNOWN = "Use another architecture (Llama, Qwen, Mistral, GPT-2, Gemma, Cohere, Granite, ...)."
 PROOF = (0, 5, 12, 15)  # borders of the samples on which `pack` is proved
 LOUD = 1000.0  # times the logits: a soft cap leaves small ones nearly alone
 
@@ -194,6 +195,8 @@ def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
     """Compares on 8 tokens, quietly and so loudly that no soft cap goes unseen."""
     place = _place(config)
     output = model.get_output_embeddings()
+    if not hasattr(model, model.base_model_prefix):
+        raise InputError(place, f"{type(model).__name__} has no part '{model.base_model_prefix}'.", KNOWN)
     if not isinstance(output, nn.Linear):
         raise InputError(place, "has no linear output layer over the vocabulary.", "Use a causal language model.")
     tokens = torch.arange(8).remainder(output.weight.shape[0]).unsqueeze(0)
@@ -211,5 +214,5 @@ def _check_head(model: PreTrainedModel, config: BackboneConfig) -> None:
                 place,
                 f"{type(model).__name__} changes its logits after the output layer in a way that is not known here, "
                 "and the loss head would train something else.",
-                "Use an architecture that does not (Llama, Qwen, Mistral, GPT-2, Gemma, Cohere, Granite, ...).",
+                KNOWN,
             )

@@ -26,6 +26,8 @@ from transformers import (
     GPT2LMHeadModel,
     GraniteConfig,
     GraniteForCausalLM,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
@@ -208,6 +210,12 @@ def test_classifier_and_translator_are_refused(tmp_path: Path) -> None:
     assert "are missing: lm_head.weight" in refusal(load_model, classifier).reason
     translator = saved(T5ForConditionalGeneration(T5Config(**T5)), tmp_path / "translator")
     assert "cannot be loaded" in refusal(load_model, translator).reason
+
+
+def test_a_decoder_that_is_not_found_is_refused(tmp_path: Path) -> None:
+    config = Llama4TextConfig(**SHAPE, head_dim=8, intermediate_size_mlp=64, num_local_experts=2)
+    error = refusal(load_model, saved(Llama4ForCausalLM(config), tmp_path / "model"))
+    assert error.reason == "Llama4ForCausalLM has no part 'language_model'."
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
