@@ -41,13 +41,13 @@ def worker(settings: dict[str, Any]) -> None:
     """What a group's worker does, without the board: short trials of objectives that differ."""
     from raysft.sweep.group import prepare_process
 
-    prepare_process(settings["config"])
+    config = SweepConfig.model_validate(settings["config"])
+    prepare_process(config.workers)
     import torch
 
     from raysft.ranks import Ranks
     from raysft.trial import Bench
 
-    config = SweepConfig.model_validate(settings["config"])
     bench = Bench(config, "zero", Ranks(), torch.device("cpu"))
     found = [(0, _mib(settings["trim"]))]
     for number in range(1, settings["trials"] + 1):
