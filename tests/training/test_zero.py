@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
+from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig, WorkersConfig
 from raysft.inprocess import bench_here
 from raysft.objectives import Power, build
 
@@ -26,7 +26,7 @@ def run_in_group(settings: dict[str, Any]) -> None:
     """A Ray Train worker: one bench per variant, its trials one after another in one process group."""
     from raysft.sweep.group import prepare_process
 
-    prepare_process({"workers": {"resources": {"CPU": 1}}})
+    prepare_process(WorkersConfig())
     import torch
 
     from raysft.ranks import Ranks
@@ -129,7 +129,7 @@ def count_what_is_left(settings: dict[str, Any]) -> None:
     """A Ray Train worker: after each of a few trials, how many engines and models of theirs still live."""
     from raysft.sweep.group import prepare_process
 
-    prepare_process({"workers": {"resources": {"CPU": 1}}})
+    prepare_process(WorkersConfig())
     import gc
 
     import torch
