@@ -209,6 +209,9 @@ def _has(member: Any, key: str) -> bool:
     return _is_model(member) and key in member.model_fields
 
 
+_NAMES: dict[Any, str] = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
+
+
 def _alternatives(found: _Found) -> str:
     """What else a union would take, where the value was of no branch."""
     if found.branch is None or not found.whole or found.field is None:
@@ -221,7 +224,7 @@ def _alternatives(found: _Found) -> str:
         elif get_origin(member) is list:
             words.append("a list")
         else:
-            words.append("a number" if member is float else _shown(get_args(member)[0]))
+            words.append(_NAMES.get(member) or _shown(get_args(member)[0]))
     return f"Give {' or '.join(reversed(words))}."
 
 
