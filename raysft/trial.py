@@ -138,7 +138,7 @@ class Bench:
         export(metrics) decides after training whether the model is kept. Raises TrialFailed for a trial that cannot
         go on; the bench stays usable. With lanes, several threads may call it at once.
         """
-        with self.lanes.turn if self.lanes else nullcontext():
+        with self.lanes.turn() if self.lanes else nullcontext():
             return self._run(job, report, stop, export)
 
     def _run(

@@ -54,16 +54,29 @@ class Part:
 
 
 class Lanes:
-    """The meeting point of the trials of one process. turn: held by the one thread that computes."""
+    """The meeting point of the trials of one process."""
 
     def __init__(self) -> None:
-        self.turn = threading.Condition()
+        self._turn = threading.Condition()
+        self._coming: set[int] = set()  # threads that have a trial but no lane yet
         self._lanes: list[Lane] = []
         self._parts: list[Part] = []
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Held by the one thread that computes. The others are waited for at the next pass."""
+        self._coming.add(threading.get_ident())
+        with self._turn:
+            try:
+                yield
+            finally:
+                self._coming.discard(threading.get_ident())
+                self._serve()
 
     def join(self, model: Model, clock: Clock) -> Lane:
         lane = Lane(model, lora_layers(model), clock)
         self._lanes.append(lane)
+        self._coming.discard(threading.get_ident())
         return lane
 
     def leave(self, lane: Lane) -> None:
@@ -86,11 +99,11 @@ class Lanes:
         lane.wants = wants
         self._serve()
         with lane.clock("waiting"):
-            self.turn.wait_for(lambda: lane.wants is None)
+            self._turn.wait_for(lambda: lane.wants is None)
 
     def _serve(self) -> None:
         """Backward first: a graph is gone, and its memory free, before there is another."""
-        if not self._lanes or any(lane.wants is None for lane in self._lanes):
+        if not self._lanes or self._coming or any(lane.wants is None for lane in self._lanes):
             return
         served = [lane for lane in self._lanes if lane.wants == "backward"]
         if served:
@@ -100,15 +113,15 @@ class Lanes:
             self._pass_on(served)
         for lane in served:
             lane.wants = None
-        self.turn.notify_all()
+        self._turn.notify_all()
 
     def _pass_on(self, lanes: list[Lane]) -> None:
         batches = [lane.wants for lane in lanes if isinstance(lane.wants, Batch)]
         tokens = [batch.input_ids.shape[1] for batch in batches]
         self._parts = [Part(lane.layers, count) for lane, count in zip(lanes, tokens, strict=True)]
         with torch.set_grad_enabled(any(lane.graph for lane in lanes)), side_by_side(self._parts):
-            hidden = hidden_states(plain(lanes[0].model), joined(batches))
-        for lane, part in zip(lanes, hidden.split(tokens, dim=1), strict=True):
+            parts = hidden_states(plain(lanes[0].model), joined(batches)).split(tokens, dim=1)
+        for lane, part in zip(lanes, parts, strict=True):
             lane.shared = part if lane.graph else None
             lane.own = part.detach().requires_grad_(lane.graph)
 

@@ -18,6 +18,7 @@ from raysft.objectives.anchored import ASFT
 from raysft.objectives.reweighted import TALR
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
+from raysft.training import lanes
 from raysft.training.lanes import why_in_turn
 from raysft.trial import Bench, TrialResult
 
@@ -36,9 +37,9 @@ OBJECTIVES = {
 }
 
 
-def bench_of(config: SweepConfig, lanes: int) -> Bench:
+def bench_of(config: SweepConfig, count: int) -> Bench:
     libraries_quiet()
-    workers = config.workers.model_copy(update={"lanes": lanes})
+    workers = config.workers.model_copy(update={"lanes": count})
     return Bench(config.model_copy(update={"workers": workers}), "plain", Ranks(), CPU)
 
 
@@ -69,22 +70,41 @@ def assert_alike(one: Job, other: Job, rel: float = 1e-4) -> None:
             assert left[name] == pytest.approx(right[name], rel=rel, abs=rel / 100), (one.trial_id, name)
 
 
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many trials shared each pass, forward and backward, once the benches are made."""
+    found: list[int] = []
+    real = lanes.side_by_side
+
+    def spied(parts: list[lanes.Part]) -> Any:
+        found.append(len(parts))
+        return real(parts)
+
+    monkeypatch.setattr(lanes, "side_by_side", spied)
+    return found
+
+
 @pytest.mark.parametrize(
     "training",
     [{}, {"gradient_checkpointing": True}, {"normalize": "kept"}, {"micro_batch_tokens": 400}],
     ids=["plain", "gradient checkpointing", "counted ahead", "one micro-batch"],
 )
-def test_side_by_side_trials_are_those_in_turn(make_config: Make, tmp_path: Path, training: dict[str, Any]) -> None:
+def test_side_by_side_trials_are_those_in_turn(
+    make_config: Make, tmp_path: Path, passes: list[int], training: dict[str, Any]
+) -> None:
     config = make_config(training=TRAINING | training)
     in_turn, side_by_side = jobs_in(tmp_path / "turn"), jobs_in(tmp_path / "side")
     run_all(bench_of(config, 1), in_turn)
     bench = bench_of(config, 3)
+    passes.clear()
     before = {name: weight.clone() for name, weight in bench.base.state_dict().items()}
     run_all(bench, side_by_side)
     for one, other in zip(side_by_side, in_turn, strict=True):
         assert_alike(one, other)
     losses = [logged(job)[-1]["train/loss"] for job in in_turn]
     assert len(set(losses)) == len(losses)
+    assert max(passes) == 3
+    assert passes.count(3) > len(passes) / 2
     assert all(torch.equal(before[name], weight) for name, weight in bench.base.state_dict().items())
 
 
