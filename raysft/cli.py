@@ -241,8 +241,7 @@ def options(
 
 def main() -> None:
     """Exit codes: 0 done, 1 a trial or run failed, 2 the input was refused."""
-    # `ray job stop` and schedulers send SIGTERM; Tune saves its state on SIGINT.
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         app()
     except InputError as error:
@@ -254,6 +253,13 @@ def main() -> None:
     except KeyboardInterrupt:
         print("raysft: interrupted", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def _terminated(*_: object) -> None:
+    """`ray job stop` and schedulers send SIGTERM; Tune saves its state on SIGINT, which scripts' background jobs ignore."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def _say(text: str) -> None:

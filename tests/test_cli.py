@@ -350,3 +350,17 @@ def test_work_that_succeeds_says_nothing_on_stderr(done: dict[str, Done]) -> Non
     *going, end = done["evaluate"].stderr.splitlines()
     assert end == "generation: 4/4 problems"
     assert all(re.fullmatch(r"generation: [1-3]/4 problems, \d+ s left", line) for line in going)
+
+
+def test_sigterm_ends_a_background_job_too() -> None:
+    """A script's background jobs begin with SIGINT ignored."""
+    code = (
+        "import signal, time; from raysft import cli; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "cli.app = lambda: (print('up', flush=True), time.sleep(100)); cli.main()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (1, "raysft: interrupted\n")
