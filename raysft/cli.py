@@ -256,7 +256,7 @@ def main() -> None:
 
 
 def _terminated(*_: object) -> None:
-    """`ray job stop` and schedulers send SIGTERM; Tune saves its state on SIGINT, which scripts' background jobs ignore."""
+    """`ray job stop` and schedulers send SIGTERM; Tune saves its state on SIGINT, which a script's jobs may ignore."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
