@@ -156,12 +156,11 @@ def evaluate(
         evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
         return
     if not task and not lm_eval:
-        from raysft.evaluationconfig import builtin_tasks
+        from raysft.config import builtin_tasks
 
         fix = f"Name some with --task: {', '.join(builtin_tasks())}, or a file."
         raise InputError("evaluate", "no task is named.", fix)
-    from raysft.config import BackboneConfig
-    from raysft.evaluationconfig import Template
+    from raysft.config import BackboneConfig, Template
     from raysft.modelscores import evaluate_model
     from raysft.sweepfile import load_tasks
 

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from raysft.config import BackboneConfig
-from raysft.evaluationconfig import TaskConfig, Template
+from raysft.config import BackboneConfig, TaskConfig, Template
 from raysft.preflight import check_model, check_output, check_tasks
 from raysft.progress import duration
 

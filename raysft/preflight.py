@@ -10,9 +10,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
-from raysft.config import DataConfig, FileSource, ReasoningGymSource, Source, SweepConfig
+from raysft.config import DataConfig, FileSource, ReasoningGymSource, Source, SweepConfig, TaskConfig
 from raysft.errors import InputError, did_you_mean
-from raysft.evaluationconfig import TaskConfig
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 Shapes = dict[str, list[int]]

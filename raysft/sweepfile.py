@@ -11,11 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raysft.config import OVERRIDABLE, SweepConfig
+from raysft.config import OVERRIDABLE, FileSource, HubSource, SweepConfig, TaskConfig, task_values
 from raysft.errors import InputError, did_you_mean
-from raysft.evaluationconfig import TaskConfig, task_values
 from raysft.refusal import Loc, Refusal, dotted, refusals
-from raysft.sourceconfig import FileSource, HubSource
 from raysft.yamltext import Document, parse, write
 
 M = TypeVar("M", bound=BaseModel)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from string import ascii_uppercase
 from typing import Any
 
+from raysft.config import TaskConfig
 from raysft.data.rows import Row, describe, read_rows
 from raysft.data.sources import Example, as_text, kind_of, value_of
 from raysft.errors import InputError, did_you_mean
-from raysft.evaluationconfig import TaskConfig
 
 
 def spread(total: int, count: int | None) -> list[int]:

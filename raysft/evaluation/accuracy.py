@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from raysft.config import GenerationConfig, SweepConfig, config_hash
+from raysft.config import GenerationConfig, SweepConfig, TaskConfig, Template, config_hash
 from raysft.data.problems import spread, task_examples
 from raysft.data.render import end_token_ids, render_prompt
 from raysft.data.sources import Example
@@ -23,7 +23,6 @@ from raysft.evaluation.pool import TIMEOUT
 from raysft.evaluation.repetition import repetition
 from raysft.evaluation.scorers import Scored, Scorer, build_scorer, check_references
 from raysft.evaluation.writing import Completion, cut
-from raysft.evaluationconfig import TaskConfig, Template
 from raysft.ranks import Ranks
 from raysft.records import Record
 

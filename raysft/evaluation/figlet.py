@@ -2,10 +2,9 @@
 
 from rapidfuzz.distance import JaroWinkler
 
-from raysft.config import GenerationConfig, Source
+from raysft.config import SCORES, GenerationConfig, Source
 from raysft.data.sources import Example
 from raysft.evaluation.scorers import Scored, Scorer, register
-from raysft.evaluationconfig import SCORES
 
 
 @register("figlet")

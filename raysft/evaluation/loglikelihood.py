@@ -10,14 +10,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysft.backbone import collate, evaluating, token_logp
-from raysft.config import GenerationConfig, Source
+from raysft.config import SCORES, GenerationConfig, Source, TaskConfig, Template
 from raysft.data.batch import Sample
 from raysft.data.packing import deal
 from raysft.data.render import render_all
 from raysft.data.sources import Example
 from raysft.evaluation.options import check_options
 from raysft.evaluation.scorers import Scored, Scorer, register
-from raysft.evaluationconfig import SCORES, TaskConfig, Template
 from raysft.objectives import IGNORE_INDEX
 
 

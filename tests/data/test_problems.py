@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysft.config import TaskConfig
 from raysft.data.problems import last_match, spread, task_examples
 from raysft.errors import InputError
-from raysft.evaluationconfig import TaskConfig
 
 ROWS: list[dict[str, Any]] = [
     {"question": "1+1?", "answer": "so\n#### 2", "level": 1, "set": {"name": "a"}},

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from raysft.config import TaskConfig
 from raysft.data.sources import Example
 from raysft.evaluation import build_scorer
 from raysft.evaluation.loglikelihood import longest_option, option_likelihoods
-from raysft.evaluationconfig import TaskConfig
 from raysft.trial import Bench
 
 CPU = torch.device("cpu")

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysft.config import TaskConfig
 from raysft.data.sources import Example
 from raysft.errors import InputError
 from raysft.evaluation import build_scorer, check_references
 from raysft.evaluation.options import chosen
-from raysft.evaluationconfig import TaskConfig
 
 OPTIONS = {"A": "Aspirin", "B": "Beta blocker", "C": "Beta blocker and aspirin", "D": "Rest"}
 TASK = TaskConfig.model_validate(

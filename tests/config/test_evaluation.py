@@ -9,9 +9,8 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
-from raysft.config import SweepConfig
+from raysft.config import TASKS, EvaluationConfig, SweepConfig, TaskConfig, builtin_tasks
 from raysft.errors import InputError
-from raysft.evaluationconfig import TASKS, EvaluationConfig, TaskConfig, builtin_tasks
 from raysft.sweepfile import absolute_paths, dump, load, load_tasks, schema
 
 MATH = {"math500", "minerva_math", "olympiadbench", "aime24", "amc23"}

@@ -9,12 +9,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from raysft.config.source import Source
 from raysft.errors import InputError, did_you_mean
-from raysft.sourceconfig import Source
 from raysft.strict import Strict
 from raysft.yamltext import parse
 
-TASKS = Path(__file__).parent / "tasks"
+TASKS = Path(__file__).parents[1] / "tasks"
 TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
 
 Template = Literal["chat", "qwen", "llama3", "deepseek", "plain"]

@@ -1,0 +1,77 @@
+"""The sweep file as typed models. Imports neither torch nor ray, so that a file is checked in an instant.
+
+Every model forbids unknown keys and is immutable; `raysft.sweepfile` reads YAML into them and words the errors.
+"""
+
+from raysft.config.evaluation import (
+    SCORES,
+    TASKS,
+    EvaluationConfig,
+    GenerationConfig,
+    TaskConfig,
+    Template,
+    builtin_tasks,
+    task_values,
+)
+from raysft.config.source import FileSource, HubSource, ReasoningGymSource, Source
+from raysft.config.space import PAPER_BASELINES, AnyObjective, Range, SpaceConfig, bounds
+from raysft.config.sweep import (
+    METRIC_MODES,
+    OVERRIDABLE,
+    STUDY_SECTIONS,
+    TRIAL_SECTIONS,
+    AshaConfig,
+    BackboneConfig,
+    DataConfig,
+    Job,
+    LoraConfig,
+    ProbeConfig,
+    SearchConfig,
+    SweepConfig,
+    TrackingConfig,
+    TrainingConfig,
+    TrialConfig,
+    WorkersConfig,
+    ZeroConfig,
+    config_hash,
+    total_steps,
+)
+
+__all__ = [
+    "METRIC_MODES",
+    "OVERRIDABLE",
+    "PAPER_BASELINES",
+    "SCORES",
+    "STUDY_SECTIONS",
+    "TASKS",
+    "TRIAL_SECTIONS",
+    "AnyObjective",
+    "AshaConfig",
+    "BackboneConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "FileSource",
+    "GenerationConfig",
+    "HubSource",
+    "Job",
+    "LoraConfig",
+    "ProbeConfig",
+    "Range",
+    "ReasoningGymSource",
+    "SearchConfig",
+    "Source",
+    "SpaceConfig",
+    "SweepConfig",
+    "TaskConfig",
+    "Template",
+    "TrackingConfig",
+    "TrainingConfig",
+    "TrialConfig",
+    "WorkersConfig",
+    "ZeroConfig",
+    "bounds",
+    "builtin_tasks",
+    "config_hash",
+    "task_values",
+    "total_steps",
+]
