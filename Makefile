@@ -1,4 +1,4 @@
-# make demo | test | check | bench-*: each sets up .venv first. PYTHON picks the interpreter.
+# make demo | test | test-faults | check | bench-*: each sets up .venv first. PYTHON picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,6 +15,9 @@ test: setup check
 
 test-fast: setup
 	$(PYTEST) -m "not slow and not faults and not gpu and not browser"
+
+test-faults: setup
+	$(PYTEST) -m "faults and not gpu and not browser"
 
 check: setup
 	$(BIN)/ruff check .

@@ -60,6 +60,8 @@ def evaluate_here(config: SweepConfig, model: str | None, say: Say) -> dict[str,
     if model is not None:
         config = config.model_copy(update={"backbones": [BackboneConfig(name=config.backbone.name, path=model)]})
     bench = bench_here(config)
+    for note in bench.notes():
+        say(note)
     on_device = bench.base.to(bench.device)  # type: ignore[arg-type]
     evaluation = evaluate(
         on_device, bench.tokenizer, bench.heldout, bench.config, bench.ranks, bench.device, config.seed, told

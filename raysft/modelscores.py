@@ -8,6 +8,7 @@ from pathlib import Path
 from raysft.config import BackboneConfig, TaskConfig, Template
 from raysft.preflight import check_model, check_output, check_tasks
 from raysft.progress import duration
+from raysft.redaction import redacted
 
 Say = Callable[[str], None]
 
@@ -36,6 +37,9 @@ def evaluate_model(
     check_output(folder)
     check_model(model.path)
     check_tasks(tasks)
+    from raysft.tracking import Evaluations
+
+    evaluations = Evaluations(output, tracking)
     metrics = _asked(model, tasks, folder, template, precision, seed) if tasks else {}
     if lm_eval:
         from raysft.lmeval import lm_eval_scores
@@ -46,10 +50,8 @@ def evaluate_model(
     (folder / SCORES).write_text(json.dumps(metrics, indent=1))
     params = {"model": model.path, "revision": model.revision, "precision": precision, "seed": seed}
     params |= {"template": template} | {f"task/{name}": task.model_dump_json() for name, task in tasks.items()}
-    from raysft.tracking import log_evaluation
-
-    uri = log_evaluation(output, tracking, title, params, metrics, folder / RECORDS if tasks else None)
-    say(f"Records and scores: {folder}; MLflow: {uri}, experiment evaluation")
+    evaluations.log(title, params, metrics, folder / RECORDS if tasks else None)
+    say(f"Records and scores: {folder}; MLflow: {redacted(evaluations.uri)}, experiment evaluation")
     return metrics
 
 
@@ -63,7 +65,7 @@ def _asked(
 ) -> dict[str, float]:
     import torch
 
-    from raysft.backbone import load_model, load_tokenizer
+    from raysft.backbone import load_model, load_tokenizer, pack
     from raysft.evaluation import ask, load_tasks, write_records
     from raysft.quiet import libraries_quiet
     from raysft.ranks import Ranks
@@ -72,7 +74,7 @@ def _asked(
     tokenizer, model = load_tokenizer(backbone), load_model(backbone, precision)
     problems = load_tasks(model, tokenizer, tasks, template or ("chat" if tokenizer.chat_template else "plain"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)  # type: ignore[arg-type]
+    pack(model.to(device))  # type: ignore[arg-type]
     evaluation = ask(model, tokenizer, problems, TOKENS_AT_ONCE, Ranks(), device, seed, told)
     folder.mkdir(parents=True, exist_ok=True)
     write_records(evaluation.records, folder / RECORDS)

@@ -6,8 +6,9 @@ from transformers import PreTrainedModel
 
 from raysft.capability import BINS, CONFIDENT, LEVELS, Capability
 from raysft.data.batch import Collate
+from raysft.data.problems import spread
 from raysft.data.tokenized import TokenizedData
-from raysft.evaluation.forward import batch_logps, spread
+from raysft.evaluation.forward import batch_logps
 from raysft.ranks import Ranks
 
 

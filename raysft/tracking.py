@@ -35,7 +35,7 @@ from mlflow.exceptions import MlflowException
 
 from raysft import __version__
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
-from raysft.errors import InputError
+from raysft.errors import InputError, TrialFailed
 from raysft.records import as_table, read_records
 from raysft.redaction import redacted
 from raysft.spool import Spool, reason_of
@@ -64,7 +64,11 @@ FIX = (
 
 def tracking_uri(config: SweepConfig) -> str:
     """Where the runs go: `tracking.uri`, or sqlite under the output folder."""
-    return config.tracking.uri or f"sqlite:///{config.output.resolve() / 'mlflow.db'}"
+    return config.tracking.uri or _default_uri(config.output)
+
+
+def _default_uri(output: Path) -> str:
+    return f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
 def ui_command(config: SweepConfig) -> str:
@@ -80,28 +84,11 @@ class Tracking:
     """The experiment of a sweep."""
 
     def __init__(self, config: SweepConfig) -> None:
-        """Makes the database and the experiment where they are missing; several processes may do so at once.
-
-        Raises InputError for an MLflow that does not answer or cannot be used.
-        """
+        """Raises InputError for an MLflow that does not answer or cannot be used."""
         self.uri, self._proven = tracking_uri(config), False
-        self._place = f"tracking.uri '{redacted(self.uri)}'"
+        self._place = _place(self.uri)
         self._spool = Spool(redacted(self.uri))
-        output = config.output.resolve()
-        artifacts = (output / "mlartifacts").as_uri() if _is_database(self.uri) else None  # a server has its own place
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            with FileLock(output / ".mlflow.lock", timeout=SET_UP_SECONDS):
-                if _is_database(self.uri):
-                    _connect_once(self.uri)
-                self._client = MlflowClient(self.uri)
-                experiment = _experiment(self._client, config.name, artifacts)
-        except Exception as error:
-            raise InputError(self._place, f"MLflow cannot be used: {reason_of(error)}.", FIX) from None
-        self.experiment_id = str(experiment.experiment_id)
-        if experiment.lifecycle_stage != "active":
-            fix = f"Restore it (mlflow experiments restore --experiment-id {self.experiment_id}), or --set name=..."
-            raise InputError(f"MLflow experiment '{config.name}'", "was deleted.", fix)
+        self._client, self.experiment_id = _open(self.uri, config.output, config.name)
 
     def start_study(self, config: SweepConfig, resume: bool = False) -> "Study":
         """The parent run of a study (config: made by for_backbone); on resume the one that was interrupted.
@@ -215,14 +202,13 @@ class Study:
         trial_id: str,
         status: Status,
         reason: str = "",
-        artifacts: Sequence[Path] = (),
         summary: Mapping[str, float] | None = None,
         completions: Path | None = None,
     ) -> None:
         """A started trial's end: FINISHED, KILLED (stopped early) or FAILED; reason becomes the tag stop_reason.
 
-        summary: final metrics, for those that have no point at the trial's last step. artifacts: files. completions:
-        a file of records, which becomes an artifact and a table in the UI.
+        summary: final metrics, for those that have no point at the trial's last step. completions: a file of records,
+        which becomes an artifact and a table in the UI.
         """
         child, now = self._trials[trial_id], time.time()
 
@@ -232,8 +218,6 @@ class Study:
             self._finish(self._run(child), status, reason, now)
 
         self._spool.add(write)
-        for path in artifacts:
-            self._spool.add_file(partial(self._log_file, child, path))
         if completions is not None:
             self._spool.add_file(lambda: log_completions(self._client, self._run(child), completions))
 
@@ -273,9 +257,6 @@ class Study:
 
     def _log_points(self, run: _Tracked, points: Sequence[Point]) -> None:
         self._spool.add(lambda: self._write(run, points))
-
-    def _log_file(self, run: _Tracked, path: Path) -> None:
-        self._client.log_artifact(self._run(run), str(path))
 
     def _log_text(self, run: _Tracked, text: str, name: str) -> None:
         self._spool.add_file(lambda: self._client.log_text(self._run(run), text, name))
@@ -376,38 +357,56 @@ def log_completions(client: MlflowClient, run_id: str, path: Path) -> None:
     client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": TABLE, "type": "table"}]))
 
 
-def log_evaluation(
-    output: Path,
-    uri: str | None,
-    model: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    records: Path | None,
-) -> str:
-    """A run of its own for one model's scores, in the experiment `evaluation`; returns the tracking URI.
+class Evaluations:
+    """The experiment `evaluation`, where each time that a single model was scored is a run."""
 
-    Raises InputError for an MLflow that does not answer or cannot be used.
+    def __init__(self, output: Path, uri: str | None) -> None:
+        """uri: default: sqlite under the output folder. Raises InputError as Tracking does."""
+        self.uri = uri or _default_uri(output)
+        self._client, self._experiment_id = _open(self.uri, output, "evaluation")
+
+    def log(
+        self, model: str, params: Mapping[str, Any], metrics: Mapping[str, float], records: Path | None = None
+    ) -> None:
+        """Raises TrialFailed where MLflow no longer takes it."""
+        try:
+            run_id = self._client.create_run(self._experiment_id, run_name=model).info.run_id
+            now = _milliseconds(time.time())
+            self._client.log_batch(
+                run_id,
+                [Metric(key, float(value), now, 0) for key, value in metrics.items()],
+                [Param(key, _text(value)) for key, value in params.items()],
+            )
+            if records is not None:
+                log_completions(self._client, run_id, records)
+            self._client.set_terminated(run_id)
+        except Exception as error:
+            raise TrialFailed(f"{_place(self.uri)}: MLflow does not take the run: {reason_of(error)}.") from None
+
+
+def _place(uri: str) -> str:
+    return f"tracking.uri '{redacted(uri)}'"
+
+
+def _open(uri: str, output: Path, name: str) -> tuple[MlflowClient, str]:
+    """A client and the experiment's id. Makes database and experiment where they are missing; several processes may do
+    so at once.
     """
-    uri = uri or f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    output = output.resolve()
+    artifacts = (output / "mlartifacts").as_uri() if _is_database(uri) else None  # a server has its own place
     try:
-        if _is_database(uri):
-            _connect_once(uri)
-        client = MlflowClient(uri)
-        artifacts = (output.resolve() / "mlartifacts").as_uri() if _is_database(uri) else None
-        experiment = _experiment(client, "evaluation", artifacts)
-        run_id = client.create_run(experiment.experiment_id, run_name=model).info.run_id
-        now = _milliseconds(time.time())
-        client.log_batch(
-            run_id,
-            [Metric(key, float(value), now, 0) for key, value in metrics.items()],
-            [Param(key, _text(value)) for key, value in params.items()],
-        )
-        if records is not None:
-            log_completions(client, run_id, records)
-        client.set_terminated(run_id)
-    except (MlflowException, OSError, sqlalchemy.exc.SQLAlchemyError) as error:
-        raise InputError(f"MLflow {redacted(uri)}", f"cannot be used: {reason_of(error)}.", FIX) from None
-    return uri
+        output.mkdir(parents=True, exist_ok=True)
+        with FileLock(output / ".mlflow.lock", timeout=SET_UP_SECONDS):
+            if _is_database(uri):
+                _connect_once(uri)
+            client = MlflowClient(uri)
+            experiment = _experiment(client, name, artifacts)
+    except Exception as error:
+        raise InputError(_place(uri), f"MLflow cannot be used: {reason_of(error)}.", FIX) from None
+    if experiment.lifecycle_stage != "active":
+        fix = f"Restore it (mlflow experiments restore --experiment-id {experiment.experiment_id}), or --set name=..."
+        raise InputError(f"MLflow experiment '{name}'", "was deleted.", fix)
+    return client, str(experiment.experiment_id)
 
 
 def _is_database(uri: str) -> bool:

@@ -30,10 +30,10 @@ from mlflow.entities import Run
 
 from raysft import spool, tracking
 from raysft.config import FileSource, HubSource, ReasoningGymSource, SweepConfig, TrialConfig
-from raysft.errors import InputError
+from raysft.errors import InputError, TrialFailed
 from raysft.objectives import Power
 from raysft.records import read_records, write_records
-from raysft.tracking import TABLE, Study, Tracking, _params, log_evaluation, ui_command
+from raysft.tracking import TABLE, Evaluations, Study, Tracking, _params, ui_command
 
 fork = multiprocessing.get_context("fork")
 
@@ -228,12 +228,13 @@ def test_runs_hold_what_the_contract_says(anywhere: SweepConfig, tmp_path: Path)
 
 
 def test_each_end_has_its_status_and_none_stays_running(tiny: SweepConfig, tmp_path: Path) -> None:
-    (record := tmp_path / "completions.jsonl.gz").write_bytes(b"records")
+    records = tmp_path / "completions.jsonl.gz"
+    write_records([{"task": "t", "problem": 0, "reference": "2", "completion": "2"}], records)
     study = Tracking(tiny).start_study(tiny)
     for trial_id in ("finished", "stopped", "failed", "unfinished"):
         study.start_trial(trial_id, NLL)
         study.log_points(trial_id, [point(1, **{"eval/nll": 2.0}), point(2)])
-    study.end_trial("finished", "FINISHED", artifacts=[record], summary={"eval/nll": 1.0, "train/loss": 9.0})
+    study.end_trial("finished", "FINISHED", completions=records, summary={"eval/nll": 1.0, "train/loss": 9.0})
     study.end_trial("stopped", "KILLED", "stopped early at step 2")
     study.end_trial("failed", "FAILED", "loss is not finite at step 2")
     study.end("KILLED")
@@ -247,8 +248,10 @@ def test_each_end_has_its_status_and_none_stays_running(tiny: SweepConfig, tmp_p
     assert history(study, "finished", "eval/nll") == [(1, 2.0), (2, 1.0)]
     assert rows["finished"]["train/loss"] == 1 / 3, "a summary replaces no point"
     assert {run.info.status for run in all_runs(tiny)} == {"FINISHED", "KILLED", "FAILED"}
-    name = record.name
-    assert artifact(Tracking(tiny).uri, rows["finished"]["run_id"], name, tmp_path / "down") == "records"
+    kept = MlflowClient(Tracking(tiny).uri).download_artifacts(
+        rows["finished"]["run_id"], records.name, str(tiny.output)
+    )
+    assert Path(kept).read_bytes() == records.read_bytes()
 
 
 def test_completions_are_a_table_that_mlflow_loads(
@@ -278,17 +281,21 @@ def test_one_models_scores_are_a_run_of_their_own(tmp_path: Path) -> None:
     record = {"task": "t", "problem": 0, "reference": "2", "completion": "2", "score": 1.0}
     write_records([record], tmp_path / "completions.jsonl.gz")
     for _ in range(2):
-        uri = log_evaluation(
-            tmp_path, None, "m", {"seed": 0}, {"eval/t/accuracy": 1.0}, tmp_path / "completions.jsonl.gz"
-        )
-    client = MlflowClient(uri)
+        evaluations = Evaluations(tmp_path, None)
+        evaluations.log("m", {"seed": 0}, {"eval/t/accuracy": 1.0}, tmp_path / "completions.jsonl.gz")
+    client = MlflowClient(evaluations.uri)
     experiment = client.get_experiment_by_name("evaluation")
     runs = client.search_runs([experiment.experiment_id])
     assert [(r.info.run_name, r.info.status, r.data.metrics) for r in runs] == [
         ("m", "FINISHED", {"eval/t/accuracy": 1.0})
     ] * 2
-    with pytest.raises(InputError, match=r"MLflow .* cannot be used"):
-        log_evaluation(tmp_path, "http://127.0.0.1:9", "m", {}, {}, None)
+    with pytest.raises(InputError, match=r"MLflow cannot be used"):
+        Evaluations(tmp_path, "http://127.0.0.1:9")
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(TrialFailed, match="does not take the run"):
+        evaluations.log("m", {}, {})
+    with pytest.raises(InputError, match="was deleted"):
+        Evaluations(tmp_path, None)
 
 
 def test_studies_of_a_sweep_share_its_experiment(config: SweepConfig) -> None:
@@ -555,7 +562,7 @@ def test_a_refused_write_is_left_out_and_said_once(tiny: SweepConfig, caplog: py
     study.log_points("t", [point(1, **{"not a name!?": 1.0})])
     study.log_points("t", [point(1, **{"not a name!?": 1.0})])
     study.log_points("t", [point(2)])
-    study.end_trial("t", "FINISHED", artifacts=[tiny.output / "missing.gz"])
+    study.end_trial("t", "FINISHED", completions=tiny.output / "missing.gz")
     study.end("FINISHED")
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == 2

@@ -123,7 +123,10 @@ class WorkersConfig(Strict):
     resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default={"CPU": 1}, description="of one worker")
     reuse: bool = Field(default=True, description="a group runs trial after trial; false: a fresh group for each")
     lanes: int = Field(
-        default=1, gt=0, description="LoRA trials that a group of one worker trains side by side on one base model"
+        default=1,
+        gt=0,
+        description="LoRA trials that a group of one worker trains side by side on one base model, without DeepSpeed; "
+        "a trial's numbers then depend on the others by round-off",
     )
     max_concurrent: int | None = Field(default=None, gt=0, description="groups; null: as many as fit the cluster")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial whose group broke")

@@ -1,7 +1,7 @@
 """Our own decoding: prompts packed without padding and read once for all of their samples, rows dropped as they end.
 
 The batch is filled up again once half of it has ended. Fits every decoder that takes our attention; `why_not` proves
-it on a few tokens, and what does not fit is written by transformers itself (raysft.evaluation.library).
+it on a few tokens, and what does not fit is written by transformers itself (raysft.evaluation.stock).
 """
 
 from collections import deque

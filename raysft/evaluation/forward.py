@@ -9,7 +9,6 @@ from transformers import PreTrainedModel
 from raysft.backbone import evaluating, token_logp
 from raysft.data.batch import Batch, Collate
 from raysft.data.packing import deal
-from raysft.data.problems import spread as spread
 from raysft.data.tokenized import TokenizedData
 from raysft.ranks import Ranks
 

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from raysft.config import GenerationConfig
 from raysft.evaluation.decoding import decode, why_not
-from raysft.evaluation.library import library_decode
+from raysft.evaluation.stock import stock_decode
 from raysft.evaluation.writing import Asked, Completion, Engine, Progress, Row
 
 
@@ -44,7 +44,7 @@ def complete(
     rows = [Row(i, sample, (seed, numbers[i], sample)) for i in longest_first for sample in range(config.samples)]
     asked = Asked(prompts, rows, config, frozenset(end_ids), pad_id, device, text, progress)
     if engine is None:
-        engine = decode if why_not(model) is None else library_decode
+        engine = decode if why_not(model) is None else stock_decode
     written: list[list[Completion]] = [[] for _ in prompts]
     for row, completion in zip(rows, engine(model, asked), strict=True):
         written[row.problem].append(completion)

@@ -37,6 +37,7 @@ def group_loop(settings: dict[str, Any]) -> None:
             continue
         studies, config = study
         _work_for(studies, SweepConfig.model_validate(config), ranks, seats)
+        gc.collect()  # that study's base model, before there is the next one's
         if not workers.reuse:
             return
 

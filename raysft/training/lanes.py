@@ -3,7 +3,7 @@
 Each trial runs the ordinary loop in a thread of its own, with its own adapter, objective, optimizer and clip. Only the
 pass through the decoder is shared: the trials' packed rows lie one behind the other as a single row, each part with
 its own adapter. One thread computes at a time, so a trial sees the others in nothing but the round-off of products
-over more rows.
+over more rows: its losses are bitwise those of a trial alone only where such products round alike.
 """
 
 import threading
@@ -199,8 +199,10 @@ def _delta(layer: LoraLinear, part: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def why_in_turn(base: PreTrainedModel, training: TrainingConfig) -> str | None:
     """Why trials of this model cannot share its pass; None where they can, proved with two random adapters."""
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in base.modules()):
-        return "it has dropout, whose random numbers would not be those of a trial alone"
+    if dropped := sorted(
+        name for name, value in base.config.get_text_config().to_dict().items() if _drops(name, value)
+    ):
+        return f"it has dropout ({', '.join(dropped)}), whose random numbers would not be those of a trial alone"
     with torch.random.fork_rng(devices=[]):
         models = [_loud(trainable_model(base, training, shared=True)) for _ in PROOF]
     if any(isinstance(module, LoraLayer) and not isinstance(module, LoraLinear) for module in models[0].modules()):
@@ -218,6 +220,11 @@ def why_in_turn(base: PreTrainedModel, training: TrainingConfig) -> str | None:
     if not torch.allclose(together, expected, rtol=0, atol=close):
         return "its hidden states beside others are not those of a trial alone"
     return None
+
+
+def _drops(name: str, value: Any) -> bool:
+    """Whether a setting of a model makes it drop something: attention_dropout, resid_pdrop, layerdrop, ..."""
+    return "drop" in name and isinstance(value, float) and value > 0
 
 
 def _loud(model: Any) -> Any:

@@ -1,7 +1,7 @@
 """Tokens per second of generation: raysft beside a plain `model.generate` loop over padded batches.
 
 Both write the same number of completions of the same prompts with the same weights in one process, in turn, the one
-that begins changing from round to round. Tokens behind a completion's end do not count. `library` is raysft's way for
+that begins changing from round to round. Tokens behind a completion's end do not count. `stock` is raysft's way for
 models that its own decoding does not fit: the same draws as raysft, by transformers' generate. First, all write a few
 prompts greedily, and what they write is compared.
 """
@@ -25,15 +25,15 @@ from transformers import PreTrainedModel
 
 from raysft.backbone import load_model, load_tokenizer, pack
 from raysft.config import BackboneConfig, DataConfig, FileSource, GenerationConfig
+from raysft.data.problems import spread
 from raysft.data.render import end_token_ids, render_prompt
 from raysft.data.sources import load_examples
 from raysft.evaluation.decoding import decode, why_not
-from raysft.evaluation.forward import spread
 from raysft.evaluation.generation import complete
-from raysft.evaluation.library import library_decode
+from raysft.evaluation.stock import stock_decode
 from raysft.quiet import libraries_quiet
 
-NAMES = ("plain", "library", "raysft")
+NAMES = ("plain", "stock", "raysft")
 Written = list[list[list[int]]]  # [problem][sample] -> new tokens
 
 
@@ -48,7 +48,7 @@ class Case:
     def write(self, name: str, settings: GenerationConfig, seed: int) -> Written:
         if name == "plain":
             return self._plain(settings, seed)
-        engine = decode if name == "raysft" else library_decode
+        engine = decode if name == "raysft" else stock_decode
         found = complete(self.model, self.prompts, settings, self.ends, self.pad, seed, self.device, engine=engine)
         return [[completion.tokens for completion in completions] for completions in found]
 

@@ -26,21 +26,19 @@ def test_all_write_and_greedy_completions_agree(tiny_backbone: Path, tmp_path: P
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--backbone", str(tiny_backbone), "--data", str(tmp_path / "data.jsonl"), "--template", "plain"]
     flags += ["--precision", "fp32", "--problems", "5", "--samples", "3", "--batch-size", "6", "--max-new-tokens", "20"]
-    done, report = bench(tmp_path, *flags, "--variants", "plain", "library", "raysft")
+    done, report = bench(tmp_path, *flags, "--variants", "plain", "stock", "raysft")
     assert done.returncode == 0, done.stderr
     assert report["batch"] == {"prompts": 5, "shortest": 2, "median": 10, "longest": 18}
     agreed, lengths = (json.loads(part) for part in report["greedy"].split(" first")[0].split(" of "))
     assert agreed == lengths
     variants = report["variants"]
-    assert list(variants) == ["plain", "library", "raysft"]
+    assert list(variants) == ["plain", "stock", "raysft"]
     for found in variants.values():
         assert [run["completions"] for run in found["runs"]] == [15, 15]
         assert found["speeds"] == pytest.approx([run["tokens"] / run["seconds"] for run in found["runs"]])
         assert found["vs_plain"] == pytest.approx(found["tokens_per_second"] / variants["plain"]["tokens_per_second"])
         assert all(15 < run["tokens"] < 15 * 20 for run in found["runs"])
-    assert [run["tokens"] for run in variants["raysft"]["runs"]] == [
-        run["tokens"] for run in variants["library"]["runs"]
-    ]
+    assert [run["tokens"] for run in variants["raysft"]["runs"]] == [run["tokens"] for run in variants["stock"]["runs"]]
 
 
 def test_a_backbone_needs_data(tiny_backbone: Path, tmp_path: Path) -> None:

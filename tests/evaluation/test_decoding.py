@@ -47,7 +47,7 @@ from raysft.config import GenerationConfig
 from raysft.evaluation.decoding import decode, why_not
 from raysft.evaluation.generation import complete
 from raysft.evaluation.keyvalues import KeyValues
-from raysft.evaluation.library import library_decode
+from raysft.evaluation.stock import stock_decode
 from raysft.quiet import libraries_quiet
 
 CPU = torch.device("cpu")
@@ -144,7 +144,7 @@ def test_what_does_not_fit_is_written_by_the_library(model: type[PreTrainedModel
     built = made(model, config)
     assert reason in str(why_not(built))
     ends = [theirs(built, prompts()[1], [])[4]]
-    assert greedy(built, ends) == greedy(built, ends, engine=library_decode)
+    assert greedy(built, ends) == greedy(built, ends, engine=stock_decode)
     assert greedy(built, ends)[2] == theirs(built, prompts()[2], ends)  # a batch of its own length
 
 
@@ -198,7 +198,7 @@ def test_other_precisions_write_too(precision: torch.dtype) -> None:
     """In bf16 the library's choice is ours until the first near tie; in float64 always."""
     model = made(LlamaForCausalLM, LlamaConfig(**SHAPE)).to(precision)
     assert why_not(model) is None
-    ours, library = greedy(model, [1], engine=decode), greedy(model, [1], engine=library_decode)
+    ours, library = greedy(model, [1], engine=decode), greedy(model, [1], engine=stock_decode)
     first = [a[0] == b[0] for a, b in zip(ours, library, strict=True)]
     assert sum(first) >= 6
     assert precision == torch.bfloat16 or ours == library

@@ -9,7 +9,7 @@ from transformers import GenerationConfig as Decoding
 from raysft.config import GenerationConfig
 from raysft.evaluation.decoding import decode
 from raysft.evaluation.generation import complete, generate
-from raysft.evaluation.library import library_decode
+from raysft.evaluation.stock import stock_decode
 from raysft.evaluation.writing import Completion, Engine, cut
 from raysft.trial import Bench
 
@@ -64,7 +64,7 @@ def test_completions_end_with_the_end_token_or_at_the_limit(bench: Bench) -> Non
 # --- both engines ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[decode, library_decode], ids=["own", "library"])
+@pytest.fixture(params=[decode, stock_decode], ids=["own", "stock"])
 def engine(request: pytest.FixtureRequest) -> Engine:
     return request.param
 
@@ -82,7 +82,7 @@ def text(bench: Bench, tokens: list[int]) -> str:
 
 
 def test_engines_write_the_same(bench: Bench) -> None:
-    ours, theirs = (written(bench, engine, {"samples": 3}) for engine in (decode, library_decode))
+    ours, theirs = (written(bench, engine, {"samples": 3}) for engine in (decode, stock_decode))
     for own, other in zip(ours, theirs, strict=True):
         assert (own.tokens, own.end) == (other.tokens, other.end)
         assert own.entropy == pytest.approx(other.entropy, rel=1e-5)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysft.evaluation.forward import batch_logps, evaluating, spread
+from raysft.evaluation.forward import batch_logps, evaluating
 from raysft.evaluation.heldout import _chunk_scores, _sums, heldout_scores, token_scores
 from raysft.objectives import IGNORE_INDEX, projection
 from raysft.objectives.projection import Projection
@@ -146,8 +146,3 @@ def test_modes_are_restored(bench: Bench) -> None:
         assert not bench.base.training
     assert bench.base.training
     assert not part.training
-
-
-@pytest.mark.parametrize(("total", "count", "indices"), [(10, 5, [0, 2, 4, 6, 8]), (3, 5, [0, 1, 2]), (7, 1, [0])])
-def test_spread(total: int, count: int, indices: list[int]) -> None:
-    assert spread(total, count) == indices

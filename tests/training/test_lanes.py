@@ -203,8 +203,15 @@ def test_a_backbone_with_dropout_is_refused(make_config: Make, tmp_path: Path, t
     GPT2LMHeadModel(GPT2Config(vocab_size=48, n_embd=32, n_layer=1, n_head=4)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(tiny_backbone).save_pretrained(folder)
     config = make_config(training=TRAINING, backbones=[{"name": "gpt2", "path": str(folder)}])
-    with pytest.raises(InputError, match="dropout"):
+    with pytest.raises(InputError, match=r"dropout \(attn_pdrop, embd_pdrop, resid_pdrop"):
         bench_of(config, 2)
+
+
+def test_dropout_that_is_no_module_is_found(make_config: Make) -> None:
+    config = make_config(training=TRAINING)
+    model = load_model(config.backbone, "fp32")
+    model.config.attention_dropout = 0.1
+    assert "attention_dropout" in str(why_in_turn(model, config.training))
 
 
 def test_sharing_is_proved_on_the_model(make_config: Make) -> None:

@@ -13,7 +13,7 @@ from raysft.evaluation.writing import Asked, Completion, Row, Writing, write_nex
 
 
 @torch.no_grad()
-def library_decode(model: PreTrainedModel, asked: Asked) -> list[Completion]:
+def stock_decode(model: PreTrainedModel, asked: Asked) -> list[Completion]:
     """An Engine, for every causal language model. Rows are padded, and read each prompt anew."""
     completions: list[Completion] = []
     with evaluating(model), _without_defaults(model):
