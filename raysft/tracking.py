@@ -1,4 +1,4 @@
-"""MLflow, which only this module talks to, and only in the driver's process: one writer for each sweep.
+"""What is written to MLflow, and only in the driver's process: one writer for each sweep. `results` reads it back.
 
 Experiment = sweep; parent run = one backbone's study; child run = one trial. Every write may be repeated without
 doubling anything, so a write that MLflow does not take is kept and made later: after set-up, no failure of tracking
@@ -13,7 +13,8 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -24,14 +25,16 @@ from typing import Any, Literal
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import sqlalchemy
 import yaml
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from raysft import __version__
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
@@ -46,6 +49,7 @@ for _name in ("mlflow", "alembic"):  # what they would say reaches this module a
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 Point = Mapping[str, Any]
 
+STUDY_ID = "mlflow-study"  # in a study's folder, the file with the id that its parent run bears
 TABLE = "completions.json"  # what MLflow's UI shows of the records
 METRICS_PER_REQUEST = 1000
 TEXT_LIMIT = 6000  # characters of a parameter's value
@@ -64,10 +68,11 @@ FIX = (
 
 def tracking_uri(config: SweepConfig) -> str:
     """Where the runs go: `tracking.uri`, or sqlite under the output folder."""
-    return config.tracking.uri or _default_uri(config.output)
+    return config.tracking.uri or default_uri(config.output)
 
 
-def _default_uri(output: Path) -> str:
+def default_uri(output: Path) -> str:
+    """The sqlite that an output folder has."""
     return f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
@@ -362,7 +367,7 @@ class Evaluations:
 
     def __init__(self, output: Path, uri: str | None) -> None:
         """uri: default: sqlite under the output folder. Raises InputError as Tracking does."""
-        self.uri = uri or _default_uri(output)
+        self.uri = uri or default_uri(output)
         self._client, self._experiment_id = _open(self.uri, output, "evaluation")
 
     def log(
@@ -403,10 +408,48 @@ def _open(uri: str, output: Path, name: str) -> tuple[MlflowClient, str]:
             experiment = _experiment(client, name, artifacts)
     except Exception as error:
         raise InputError(_place(uri), f"MLflow cannot be used: {reason_of(error)}.", FIX) from None
+    return client, str(active(experiment).experiment_id)
+
+
+def open_to_read(uri: str, fix: str = "") -> MlflowClient:
+    """A client for runs that are there: no database is made. fix: what to do where there are none."""
+    with reading(uri):
+        if _is_database(uri):
+            url = sqlalchemy.make_url(uri)
+            file = url.get_backend_name() == "sqlite" and Path(url.database or "")
+            if (file and not file.is_file()) or not _holds_runs(url):
+                raise InputError(_store(uri), "holds no runs.", fix)
+        return MlflowClient(uri)
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Raises InputError for whatever keeps runs from being read."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        raise InputError(_store(uri), f"cannot be read: {reason_of(error)}.", "Check the tracking URI.") from None
+
+
+def active(experiment: Experiment) -> Experiment:
+    """The experiment. Raises InputError for one that was deleted."""
     if experiment.lifecycle_stage != "active":
         fix = f"Restore it (mlflow experiments restore --experiment-id {experiment.experiment_id}), or --set name=..."
-        raise InputError(f"MLflow experiment '{name}'", "was deleted.", fix)
-    return client, str(experiment.experiment_id)
+        raise InputError(f"MLflow experiment '{experiment.name}'", "was deleted.", fix)
+    return experiment
+
+
+def _store(uri: str) -> str:
+    return f"MLflow at {redacted(uri)}"
+
+
+def _holds_runs(url: sqlalchemy.URL) -> bool:
+    """Whether a database is MLflow's; it would turn any other one into one."""
+    engine = sqlalchemy.create_engine(url)
+    try:
+        return sqlalchemy.inspect(engine).has_table("experiments")
+    finally:
+        engine.dispose()
 
 
 def _is_database(uri: str) -> bool:
@@ -435,7 +478,7 @@ def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Any:
 
 def _study_id(config: SweepConfig, resume: bool) -> str:
     """The id of the study in this output folder: others may run a sweep of the same name on the same server."""
-    path = config.folder.resolve() / config.backbone.name / "mlflow-study"
+    path = config.folder.resolve() / config.backbone.name / STUDY_ID
     if resume and path.exists() and (found := path.read_text().strip()):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
