@@ -32,7 +32,7 @@ from raysft.config import FileSource, HubSource, ReasoningGymSource, SweepConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.objectives import Power
 from raysft.records import read_records, write_records
-from raysft.tracking import TABLE, Evaluations, Study, Tracking, reader, spool, tracking_uri, ui_command
+from raysft.tracking import TABLE, Evaluations, Study, Tracking, open_to_read, spool, tracking_uri, ui_command
 from raysft.tracking import study as writing
 from raysft.tracking.study import _params
 
@@ -665,15 +665,15 @@ def test_a_deleted_experiment_is_refused(config: SweepConfig) -> None:
 
 def test_a_reader_finds_what_was_written(anywhere: SweepConfig) -> None:
     tracking = Tracking(anywhere)
-    client = reader(tracking.uri)
+    client = open_to_read(tracking.uri)
     assert client.get_experiment_by_name(anywhere.name).experiment_id == tracking.experiment_id
 
 
 @pytest.mark.parametrize(
     ("uri", "reason"),
     [
-        ("sqlite:///{}/nothing/mlflow.db", "no such database"),
-        ("sqlite:///{}/empty.db", "no database of MLflow"),
+        ("sqlite:///{}/nothing/mlflow.db", "holds no runs"),
+        ("sqlite:///{}/empty.db", "holds no runs"),
         ("sqlite:///{}/text.db", "not a database"),
         ("http://127.0.0.1:9", "no server answers"),
         ("{}/mlruns", "maintenance mode"),
@@ -685,8 +685,8 @@ def test_a_reader_makes_nothing(tmp_path: Path, uri: str, reason: str) -> None:
     (tmp_path / "text.db").write_text("no database " * 100)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError, match=reason) as error:
-        reader(uri.format(tmp_path))
-    assert uri.format(tmp_path) in error.value.place
+        open_to_read(uri.format(tmp_path))
+    assert error.value.place == f"MLflow at {uri.format(tmp_path)}"
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -15,10 +15,22 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from raysft.tracking.evaluations import TABLE, Evaluations
-from raysft.tracking.store import reader, tracking_uri, ui_command
-from raysft.tracking.study import Study, Tracking
+from raysft.tracking.store import active, default_uri, open_to_read, reading, tracking_uri, ui_command
+from raysft.tracking.study import STUDY_ID, Study, Tracking
 
 for _name in ("mlflow", "alembic"):  # what they would say reaches this package as exceptions, and is worded here
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
-__all__ = ["TABLE", "Evaluations", "Study", "Tracking", "reader", "tracking_uri", "ui_command"]
+__all__ = [
+    "STUDY_ID",
+    "TABLE",
+    "Evaluations",
+    "Study",
+    "Tracking",
+    "active",
+    "default_uri",
+    "open_to_read",
+    "reading",
+    "tracking_uri",
+    "ui_command",
+]

@@ -3,13 +3,16 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy
 from filelock import FileLock
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from raysft.config import SweepConfig
 from raysft.errors import InputError
@@ -25,7 +28,6 @@ FIX = (
     "Correct tracking.uri or start its server (mlflow server --host 127.0.0.1), or leave tracking.uri out: "
     "runs then go to sqlite under the output folder."
 )
-FIX_READING = "Run a sweep first, or name the folder or the tracking URI that its runs went to."
 
 
 def tracking_uri(config: SweepConfig) -> str:
@@ -34,6 +36,7 @@ def tracking_uri(config: SweepConfig) -> str:
 
 
 def default_uri(output: Path) -> str:
+    """The sqlite that an output folder has."""
     return f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
@@ -73,28 +76,43 @@ def writer(uri: str, output: Path, name: str) -> tuple[MlflowClient, str]:
             experiment = _experiment(client, name, artifacts)
     except Exception as error:
         raise InputError(place(uri), f"MLflow cannot be used: {reason_of(error)}.", FIX) from None
-    if experiment.lifecycle_stage != "active":
-        fix = f"Restore it (mlflow experiments restore --experiment-id {experiment.experiment_id}), or --set name=..."
-        raise InputError(f"MLflow experiment '{name}'", "was deleted.", fix)
-    return client, str(experiment.experiment_id)
+    return client, str(active(experiment).experiment_id)
 
 
-def reader(uri: str) -> MlflowClient:
-    """A client of a place that has runs already. Makes nothing; raises InputError where there is nothing to read."""
-    try:
+def open_to_read(uri: str, fix: str = "") -> MlflowClient:
+    """A client of a place that has runs already; it makes nothing. Raises InputError where there is nothing to read.
+
+    fix: what to do in that case.
+    """
+    with reading(uri):
         if is_database(uri):
             file = _file(uri)
-            if file is not None and not file.exists():
-                raise InputError(place(uri), "there is no such database.", FIX_READING)
-            if "experiments" not in _tables(uri):
-                raise InputError(place(uri), "is no database of MLflow.", FIX_READING)
+            if (file is not None and not file.is_file()) or "experiments" not in _tables(uri):
+                raise InputError(_store(uri), "holds no runs.", fix)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # a client asks nothing before its first use
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(place(uri), f"cannot be read: {reason_of(error)}.", FIX_READING) from None
-    return client
+        return client
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Raises InputError for whatever keeps runs from being read."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise InputError(_store(uri), f"cannot be read: {reason_of(error)}.", "Check the tracking URI.") from None
+
+
+def active(experiment: Experiment) -> Experiment:
+    """The experiment. Raises InputError for one that was deleted."""
+    if experiment.lifecycle_stage != "active":
+        fix = f"Restore it (mlflow experiments restore --experiment-id {experiment.experiment_id}), or --set name=..."
+        raise InputError(f"MLflow experiment '{experiment.name}'", "was deleted.", fix)
+    return experiment
+
+
+def _store(uri: str) -> str:
+    return f"MLflow at {redacted(uri)}"
 
 
 def _file(uri: str) -> Path | None:
@@ -117,7 +135,7 @@ def _tables(uri: str) -> list[str]:
         engine.dispose()
 
 
-def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Any:
+def _experiment(client: MlflowClient, name: str, artifacts: str | None) -> Experiment:
     if (found := client.get_experiment_by_name(name)) is None:
         try:
             return client.get_experiment(client.create_experiment(name, artifacts, OPENS_AS))

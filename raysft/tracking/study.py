@@ -22,6 +22,7 @@ from raysft.tracking.spool import Spool, reason_of
 from raysft.tracking.store import FIX, place, tracking_uri, writer
 
 LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "mlflow", "optuna")
+STUDY_ID = "mlflow-study"  # in a study's folder, the file with the id that its parent run bears
 END_SECONDS = 30.0  # that the end of a study waits for an MLflow that does not answer
 
 
@@ -204,7 +205,7 @@ class Study:
 
 def _study_id(config: SweepConfig, resume: bool) -> str:
     """The id of the study in this output folder: others may run a sweep of the same name on the same server."""
-    path = config.folder.resolve() / config.backbone.name / "mlflow-study"
+    path = config.folder.resolve() / config.backbone.name / STUDY_ID
     if resume and path.exists() and (found := path.read_text().strip()):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
