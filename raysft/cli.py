@@ -115,7 +115,8 @@ def train(
         train_here(study, trial, _say)
         return
     alone = config.search.model_copy(update={"trials": 0})
-    config = config.model_copy(update={"name": f"{config.name}-{trial.name()}", "search": alone, "export": "all"})
+    single = {"name": f"{config.name}-{trial.name()}", "search": alone, "confirm": None, "export": "all"}
+    config = config.model_copy(update=single)
     _finish(config, _sweep(config, resume, address, lambda study: [trial]))
 
 

@@ -143,6 +143,8 @@ def _run(bench: Any, job: Any, seat: Seat | None) -> None:
             seat.report(job.trial_id, Report("progress", step, metrics))
 
     def export(metrics: dict[str, float]) -> bool:
+        if job.trial.role == "confirm":  # it was judged on other problems
+            return config.export == "all"
         if config.export == "best" and seat:
             return bool(seat.ask("improves", metrics[metric]))
         return config.export == "all"
