@@ -59,6 +59,7 @@ def over_exponent(study: Study, verdict: Verdict, name: str) -> Drawing | Missin
     text = f"{study.metric} of the trials without a threshold over their exponent. {_bars(study, tried)}"
     if len({t.learning_rate for _, t in tried}) > 1:
         text += " Learning rates differ from point to point."
+    text += _anew(verdict)
     return draw(f"{name}-exponent", title, text, paint)
 
 
@@ -87,6 +88,7 @@ def over_threshold(study: Study, verdict: Verdict, name: str) -> Drawing | Missi
         legend(figure, axes, columns=1)
 
     text = f"{study.metric} of the trials with a threshold over it, whatever their exponent. {_bars(study, tried)}"
+    text += _anew(verdict)
     return draw(f"{name}-threshold", title, text, paint)
 
 
@@ -231,6 +233,11 @@ def _bars(study: Study, tried: Sequence[tuple[float, Trial]]) -> str:
     if any(study.error(trial) for _, trial in tried):
         return "Bars: 95 % intervals over problems; other seeds differ, too."
     return "Its standard error was not tracked."
+
+
+def _anew(verdict: Verdict) -> str:
+    """What the headline points are, where there are some."""
+    return " Large: means over other seeds, on problems that the search never saw." if verdict.confirmed else ""
 
 
 # --- axes of the parallel coordinates ---------------------------------------------------------------------------------
