@@ -114,13 +114,13 @@ def _gain(study: Study, winner: Candidate, rival: Candidate, level: float, read:
     pairs = [(a, b) for a in winner.trials for b in rival.trials if a.seed == b.seed]
     pairs = pairs or [(winner.trials[0], rival.trials[0])]
     sign = 1 if study.mode == "max" else -1
-    first, second = ([sign * part for part in _scores(study, [pair[i] for pair in pairs], read)] for i in (0, 1))
+    first, second = ([sign * part for part in task_scores(study, [pair[i] for pair in pairs], read)] for i in (0, 1))
     if [s.shape for s in first] != [s.shape for s in second]:
         first, second = ([sign * _values(study, [pair[i] for pair in pairs])] for i in (0, 1))
     return paired(first, second, level)
 
 
-def _scores(study: Study, trials: list[Trial], read: Read) -> list[np.ndarray]:
+def task_scores(study: Study, trials: list[Trial], read: Read) -> list[np.ndarray]:
     """Of each task that the metric is made of: [seeds, problems]."""
     found = [read(study, trial) for trial in trials]
     tasks = [name for name in found[0] if study.metric in (f"eval/{name}/accuracy", "eval/accuracy")]
