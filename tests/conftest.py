@@ -3,15 +3,19 @@
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from raysft.config import SweepConfig
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -124,3 +128,49 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     signal.signal(signal.SIGINT, interrupted)  # Tune leaves its own, and pytest-xdist ends processes by it
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# No GPU, no sandbox (tests may run as root, in a container), WebGL in software, and no calls to its makers.
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Headless Chromium. Of a module, not of the session: while it runs, this thread has an event loop of its own."""
+    from playwright.sync_api import sync_playwright
+
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        missing = "needs Chromium: apt-get install chromium, or CHROMIUM=path/to/it"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> Iterator["Page"]:
+    """An empty page that reaches nothing but this machine; what its scripts throw fails the test."""
+    thrown: list[str] = []
+
+    def local(route: "Route") -> None:
+        inside = route.request.url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:"))
+        route.continue_() if inside else route.abort()
+
+    with browser.new_context(viewport={"width": 1700, "height": 1600}) as context:
+        context.set_default_timeout(120_000)  # milliseconds: the machine may be busy
+        context.route("**/*", local)
+        page = context.new_page()
+        page.on("pageerror", lambda error: thrown.append(str(error)))
+        yield page
+    assert thrown == []

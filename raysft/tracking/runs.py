@@ -94,6 +94,10 @@ class Runs:
             self.client.set_tag(run_id, "stop_reason", as_text(reason))
         self.client.set_terminated(run_id, status, milliseconds(when))
 
+    def show(self, tag: str, value: str) -> None:
+        """A tag of the experiment."""
+        self.client.set_experiment_tag(self._experiment_id, tag, value)
+
     def children(self, run: Tracked) -> list[Run]:
         return self._search({"mlflow.parentRunId": self.id_of(run)})
 
