@@ -194,17 +194,19 @@ def children_of(runs: SweepConfig) -> list[str]:
     return [run.info.run_id for run in client.search_runs([experiment.experiment_id], "tags.role != 'study'")]
 
 
-# Of what Plotly has drawn in an element: of each trace its type and how many points it has; of parallel coordinates the
+# What Plotly has drawn in an element: of each trace its type and how many points it has; of parallel coordinates the
 # axes, with their categories, or null where they are numbers.
 DRAWN = """element => element.data.map(trace => ({
     type: trace.type,
     points: trace.x?.length ?? trace.dimensions.at(0).values.length,
     axes: trace.dimensions?.map(axis => [axis.label, axis.ticktext?.length ? axis.ticktext : null]),
 }))"""
-AXES = """element => ['xaxis', 'yaxis'].map(axis => {
-    const title = element.layout[axis].title
-    return title.text ?? title
-})"""
+# Whether the plot at a place on the page has these axes and is painted.
+HAS_AXES = """([at, x, y]) => {
+    const plot = document.querySelectorAll('.js-plotly-plot')[at]
+    const title = axis => plot.layout?.[axis]?.title?.text ?? plot.layout?.[axis]?.title
+    return plot?.querySelector('.main-svg') && title('xaxis') === x && title('yaxis') === y
+}"""
 OBJECTIVES = [["backbone", ["mid", "strong", "weak"]], ["exponent", None], ["threshold", None]]
 
 
@@ -212,16 +214,13 @@ OBJECTIVES = [["backbone", ["mid", "strong", "weak"]], ["exponent", None], ["thr
 def test_the_address_opens_on_charts_of_all_trials(page: "Page", server: str) -> None:
     page.goto(server)
     page.get_by_text(f"{CHILDREN} matching runs").wait_for()
+    for at, (x, y) in enumerate([("exponent", "eval/accuracy"), ("exponent", "threshold")]):
+        page.wait_for_function(HAS_AXES, arg=[at, x, y])
     plots = page.locator(".js-plotly-plot")
-    plots.nth(2).wait_for()
-    parallel, scatter, contour = (plots.nth(at).evaluate(DRAWN) for at in range(3))
-    assert parallel[0]["type"] == "parcoords"
-    assert parallel[0]["points"] == CHILDREN
-    assert parallel[0]["axes"] == [*OBJECTIVES, ["eval/accuracy", None]]
-    assert plots.nth(1).evaluate(AXES) == ["exponent", "eval/accuracy"]
-    assert sum(trace["points"] for trace in scatter) == CHILDREN
-    assert plots.nth(2).evaluate(AXES) == ["exponent", "threshold"]
-    assert [trace["points"] for trace in contour if trace["type"] == "contour"] == [CHILDREN]
+    assert sum(trace["points"] for trace in plots.nth(0).evaluate(DRAWN)) == CHILDREN
+    assert ("contour", CHILDREN) in [(trace["type"], trace["points"]) for trace in plots.nth(1).evaluate(DRAWN)]
+    axes = page.locator(".parcoords text.label")
+    assert axes.all_text_contents() == ["backbone", "exponent", "threshold", "eval/accuracy"]
 
 
 @pytest.mark.browser
@@ -241,8 +240,8 @@ def test_comparing_all_trials_draws_every_one(page: "Page", server: str, runs: S
     ids = ",".join(f'"{run_id}"' for run_id in children_of(runs))
     page.goto(f'{base}/#/compare-runs?runs=[{ids}]&experiments=["{rest.partition("/")[0]}"]')
     page.get_by_text(f"Comparing {CHILDREN} Runs from 1 Experiment").wait_for()
-    plot = page.locator(".js-plotly-plot:visible")
-    plot.wait_for()
+    plot = page.locator(".js-plotly-plot")
+    plot.locator(".main-svg").first.wait_for()
     (parallel,) = plot.evaluate(DRAWN)
     assert (parallel["type"], parallel["points"]) == ("parcoords", CHILDREN)
     assert parallel["axes"][:3] == OBJECTIVES
@@ -250,19 +249,15 @@ def test_comparing_all_trials_draws_every_one(page: "Page", server: str, runs: S
     page.get_by_role("tab", name="Scatter Plot").click()
     choose(page, "x-axis-selector", "exponent")
     choose(page, "y-axis-selector", "eval/accuracy")
-    plot.wait_for()
-    assert plot.evaluate(AXES) == ["exponent", "eval/accuracy"]
+    page.wait_for_function(HAS_AXES, arg=[0, "exponent", "eval/accuracy"])
     assert [trace["points"] for trace in plot.evaluate(DRAWN)] == [CHILDREN]
 
     page.get_by_role("tab", name="Contour Plot").click()
     choose(page, "yaxis-selector", "threshold")
     choose(page, "zaxis-selector", "eval/accuracy")
-    plot.wait_for()
-    assert plot.evaluate(AXES) == ["exponent", "threshold"]
-    assert [(trace["type"], trace["points"]) for trace in plot.evaluate(DRAWN)] == [
-        ("contour", CHILDREN),
-        ("scattergl", CHILDREN),
-    ]
+    page.wait_for_function(HAS_AXES, arg=[0, "exponent", "threshold"])
+    drawn = [(trace["type"], trace["points"]) for trace in plot.evaluate(DRAWN)]
+    assert drawn == [("contour", CHILDREN), ("scattergl", CHILDREN)]
 
 
 def choose(page: "Page", selector: str, key: str) -> None:

@@ -18,6 +18,7 @@ from raysft.errors import InputError
 from raysft.redaction import redacted
 from raysft.tracking.describing import NOTE, name_of, params_of, study_note, tags_of, trial_tags
 from raysft.tracking.evaluations import log_completions
+from raysft.tracking.registry import register
 from raysft.tracking.runs import Point, Runs, Status, Tracked, milliseconds
 from raysft.tracking.spool import Spool, reason_of
 from raysft.tracking.store import FIX, place, tracking_uri, writer
@@ -178,6 +179,16 @@ class Study:
         if completions is not None:
             self._spool.add_file(lambda: log_completions(self._runs.client, self._runs.id_of(child), completions))
 
+    def register(self, trial_id: str, model: Path, tags: Mapping[str, str]) -> None:
+        """A trial's model, in Hugging Face's format, becomes a version of `tracking.register_as`-BACKBONE.
+
+        Of each trial one version, however often it is asked for; trials of an earlier process count too.
+        """
+        child = self._trials.get(trial_id) or Tracked("", {"raysft.trial_id": trial_id}, {}, self._parent)
+        name = f"{self._config.tracking.register_as}-{self._config.backbone.name}"
+        tags = self._config.tracking.tags | dict(tags)
+        self._spool.add_file(lambda: register(self._runs, self._runs.id_of(child), model, name, tags))
+
     def end(self, status: Status, summary: Mapping[str, float | str] | None = None) -> None:
         """The study's end: no child stays RUNNING. summary: numbers become metrics `best/...`, texts become tags.
 
@@ -215,8 +226,15 @@ class Study:
 
     def statuses(self) -> dict[str, str]:
         """Status of each trial that MLflow holds, by trial_id; empty while it does not answer."""
+        return self._known("status")
+
+    def run_ids(self) -> dict[str, str]:
+        """MLflow's id of each trial's run, by trial_id; empty while it does not answer."""
+        return self._known("run_id")
+
+    def _known(self, key: str) -> dict[str, str]:
         try:
-            return {row["trial_id"]: row["status"] for row in self.trials()}
+            return {row["trial_id"]: row[key] for row in self.trials()}
         except (MlflowException, OSError):
             return {}
 
