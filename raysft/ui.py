@@ -45,10 +45,9 @@ def show(target: str | None, tracking: str | None, port: int, say: Callable[[str
     from raysft.tracking import default_uri, is_database, open_to_read, reading
 
     if target is None or (tracking is None and Path(target, "mlflow.db").is_file()):
-        uri = tracking or default_uri(Path(target or RUNS))
-        place = Place(
-            uri, "", fix="Run a sweep first, or name what holds runs: a sweep file or a folder like runs/demo."
-        )
+        folder = Path(target) if target else RUNS
+        fix = "Run a sweep first, or name what holds runs: a sweep file or a folder like runs/demo."
+        place = Place(tracking or default_uri(folder), "", folder, fix=fix)
     else:
         place = place_of(target, tracking)
     client = open_to_read(place.uri, place.fix)

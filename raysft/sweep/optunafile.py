@@ -21,6 +21,7 @@ FILE = "optuna.db"
 def write_optuna(config: SweepConfig, capability: Capability, ledger: Ledger, run_ids: Mapping[str, str]) -> Path:
     """All trials of a study as `OUTPUT/NAME/BACKBONE/optuna.db`, study name NAME/BACKBONE, from the ledger.
 
+    Those that confirm the result are left out: they were judged on other problems, and the best would be one of them.
     config: made by for_backbone. run_ids: MLflow's, by the ledger's trial ids. Written whole each time; whoever has the
     file open keeps the old one.
     """
@@ -38,7 +39,8 @@ def write_optuna(config: SweepConfig, capability: Capability, ledger: Ledger, ru
         study.set_user_attr("backbone", config.backbone.name)
         study.set_user_attr("capability", capability.mean_probability)
         space = Space(config.space, config.training.learning_rate, config.seed)
-        study.add_trials([_frozen(row, space, capability, ledger, search.metric, run_ids) for row in ledger.rows()])
+        rows = [row for row in ledger.rows() if row.trial.role != "confirm"]
+        study.add_trials([_frozen(row, space, capability, ledger, search.metric, run_ids) for row in rows])
     finally:
         storage.remove_session()
         storage.engine.dispose()

@@ -1,5 +1,6 @@
 """What runs next: Tune's searcher over the space, which goes by the ledger and, where it is asked for, by halving."""
 
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -16,7 +17,8 @@ from raysft.sweep.space import Space, sampler
 
 class StudySearch(Searcher):
     """First the trials that were interrupted, then those that are promoted, then what is left of the given ones, then
-    searched ones, each entered into the ledger as it begins.
+    searched ones, and when all of these have ended those that confirm the result. Each is entered into the ledger as it
+    begins.
 
     To Tune, each way of a trial to its end or to the rung where it is paused is a trial of its own. Tune's own PAUSE
     would live only as long as the process, so that a resume would need a second way to promote.
@@ -27,9 +29,17 @@ class StudySearch(Searcher):
     """
 
     def __init__(
-        self, space: Space, given: list[TrialConfig], search: SearchConfig, capability: Capability, ledger: Ledger
+        self,
+        space: Space,
+        given: list[TrialConfig],
+        search: SearchConfig,
+        capability: Capability,
+        ledger: Ledger,
+        confirm: Callable[[list[TrialRow]], list[TrialConfig]] = lambda rows: [],
     ) -> None:
+        """confirm: from the ledger's rows, once the search is over, the trials that confirm it."""
         super().__init__(metric=search.metric, mode=search.mode)
+        self.confirm = confirm
         self.space, self.search, self.capability, self.ledger = space, search, capability, ledger
         self.halving = Halving(search.asha, search.mode == "max") if search.asha else None
         self.trials: dict[str, TrialConfig] = {}  # by the ledger's ids, as all here but `running`
@@ -39,8 +49,9 @@ class StudySearch(Searcher):
         self.due: list[str] = []
         self.over = False
         rows = ledger.rows()
-        self.waiting = given[len(rows) :]
-        self.drawn = max(0, len(rows) - len(given))
+        begun = sum(row.trial.role != "confirm" for row in rows)
+        self.waiting = given[begun:]
+        self.drawn = max(0, begun - len(given))
         for row in rows:
             self._recall(row)
 
@@ -107,7 +118,17 @@ class StudySearch(Searcher):
         searched = self.halving.sent.keys() & self.running.values() if self.halving else ()
         if self.halving and not searched and (name := self.halving.rescue()):
             return self._promoted(name)
-        return None
+        return self._confirming()
+
+    def _confirming(self) -> str | None:
+        """The next trial that confirms the result; None while the search is not over, and once there is none left."""
+        rows = self.ledger.rows()
+        searched = [row for row in rows if row.trial.role != "confirm"]
+        if any(row.status == "INTERRUPTED" and row.trial_id not in self.paused for row in searched):
+            return None
+        begun = [row.trial for row in rows if row.trial.role == "confirm"]
+        due = next((trial for trial in self.confirm(rows) if trial not in begun), None)
+        return self._begin(due) if due else None
 
     def _begin(self, trial: TrialConfig) -> str:
         trial = resolve_threshold(trial, self.capability)
@@ -149,7 +170,9 @@ class StudySearch(Searcher):
             self._learn(name, TrialState.PRUNED)
 
     def _learn(self, name: str, state: TrialState) -> None:
-        """What Optuna is told of a trial from now on; of values the last counts."""
+        """What Optuna is told of a trial from now on; of values the last counts. Those of other problems do not."""
+        if self.trials[name].role == "confirm":
+            return
         params, distributions = self.space.locate(self.trials[name], self.capability)
         if params:
             values = dict(self.values[name]) if state.is_finished() else {}

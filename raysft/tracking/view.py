@@ -14,7 +14,10 @@ SECTION = "raysft-objectives"
 
 
 def view(metric: str, best: Literal["max", "min"]) -> str:
-    """The tag's value: trials alone, since the UI draws no child of a parent that is folded; the best first."""
+    """The tag's value: trials alone, since the UI draws no child of a parent that is folded; the best first.
+
+    Those that confirm the result are left out: they were judged on other problems.
+    """
     axes = {name: {"key": name, "type": "PARAM"} for name in PARAMS} | {metric: {"key": metric, "type": "METRIC"}}
     exponent, threshold, score = axes["exponent"], axes["threshold"], axes[metric]
     charts = [
@@ -23,7 +26,7 @@ def view(metric: str, best: Literal["max", "min"]) -> str:
         _chart("CONTOUR", f"{metric} over exponent and threshold", xaxis=exponent, yaxis=threshold, zaxis=score),
     ]
     state = {
-        "searchFilter": "tags.role != 'study'",
+        "searchFilter": "tags.role != 'study' and tags.role != 'confirm'",
         "orderByKey": f"metrics.`{metric}`",
         "orderByAsc": best == "min",
         "selectedColumns": [*COLUMNS, f"metrics.`{metric}`", "metrics.`capability/mean_probability`"],

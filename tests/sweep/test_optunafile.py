@@ -80,6 +80,15 @@ def test_optuna_reads_what_the_ledger_holds(config: SweepConfig, ledger: Ledger)
     assert {path.name for path in study_folder(config).iterdir()} == {"trials", FILE}
 
 
+def test_trials_that_confirm_the_result_are_not_among_those_of_the_search(config: SweepConfig, ledger: Ledger) -> None:
+    trial = TrialConfig(objective=Power(exponent=1), learning_rate=5e-5, seed=1, role="confirm")
+    end(ledger, ledger.begin(trial), trial, "FINISHED", {20: 0.01})
+    path = write_optuna(config, CAPABILITY, ledger, {})
+    study = optuna.load_study(study_name="sweep/tiny", storage=f"sqlite:///{path}")
+    assert "confirm" not in [trial.user_attrs["role"] for trial in study.trials]
+    assert study.best_trial.number == 4
+
+
 def test_it_is_written_anew_each_time(config: SweepConfig, ledger: Ledger) -> None:
     path = write_optuna(config, CAPABILITY, ledger, {})
     before = path.stat().st_ino

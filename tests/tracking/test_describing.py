@@ -99,7 +99,7 @@ def test_tags_filter_by_the_files_own_and_by_backbone_sweep_and_role() -> None:
     assert "upper_quantile" not in found
 
 
-@pytest.mark.parametrize("role", ["baseline", "search", "train"])
+@pytest.mark.parametrize("role", ["baseline", "search", "train", "confirm"])
 def test_descriptions_say_what_a_trial_is(role: str) -> None:
     note = trial_tags(trial(Power(exponent=1), role=role), CONFIG, 0.5)["mlflow.note.content"]
     assert note.endswith(" on tiny (capability 0.500): -p, learning rate 0.001, seed 0.")
