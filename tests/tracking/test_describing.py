@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysft.config import SweepConfig, TrialConfig
-from raysft.objectives import Power, Selection, build
+from raysft.objectives import Power, Selection, build, known
 from raysft.tracking.describing import name_of, objective_of, params_of, tags_of, trial_tags
 from raysft.tracking.runs import as_text
 
@@ -26,22 +26,22 @@ SHARES = st.floats(0, 1)
 
 @st.composite
 def objectives(draw: Any) -> Selection:
-    own: dict[str, Any] = draw(
-        st.one_of(
-            st.fixed_dictionaries({"name": st.just("power"), "exponent": st.floats(-3, 20)}),
-            st.fixed_dictionaries({"name": st.just("power"), "exponent": SHARES, "final_exponent": SHARES}),
-            st.fixed_dictionaries({"name": st.just("focal"), "gamma": st.floats(0, 5)}),
-            st.fixed_dictionaries({"name": st.just("gem"), "link": st.sampled_from(["linear", "logsigmoid"])}),
-            st.fixed_dictionaries({"name": st.just("dft")}),
-        )
-    )
+    """Of any family, with a value for each of its numbers."""
+    name = draw(st.sampled_from(sorted(known())))
+    own: dict[str, Any] = {
+        key: draw(st.floats(-3, 20)) if (name, key) == ("power", "exponent") else draw(st.floats(0.51, 0.99))
+        for key, field in known()[name].model_fields.items()
+        if field.annotation is float
+    }
+    if name == "power":
+        own |= draw(st.sampled_from([{}, {"final_exponent": 2.5}, {"final_exponent": 0.0, "schedule": "cosine"}]))
     threshold = draw(st.none() | SHARES)
     interval: dict[str, Any] = {"threshold": threshold}
     if threshold is not None:
         interval["keep"] = draw(st.sampled_from(["above", "below"]))
         if interval["keep"] == "above":
             interval["upper"] = draw(st.none() | st.floats(threshold, 1))
-    return build(own.pop("name"), **own, **interval)
+    return build(name, **own, **interval)
 
 
 def trial(objective: Selection, **changes: Any) -> TrialConfig:
