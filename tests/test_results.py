@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 import raysft
-from raysft.config import SweepConfig, TrialConfig
+from raysft.config import SweepConfig
 from raysft.errors import InputError
-from raysft.objectives import known
-from raysft.results import _objective, history, scores, studies
+from raysft.results import history, scores, studies
 from raysft.tracking import Tracking, tracking_uri
-from raysft.tracking.study import _params
 
 Made = Any  # the fixture of conftest.py
 OTHERS = {2: ("KILLED", "stopped early at step 20"), 3: ("FAILED", "the loss is nan"), 5: ("RUNNING", "")}
@@ -127,20 +123,6 @@ def test_a_table_of_all_trials(sweep: SweepConfig) -> None:
     assert table["threshold"].dropna().tolist() == [0.2, 0.2]
     assert table.dtypes[["exponent", "threshold", "quantile", "capability", "eval/accuracy"]].eq("float64").all()
     assert table.groupby("backbone")["eval/accuracy"].count().to_dict() == {"mid": 3, "weak": 5}
-
-
-@given(data=st.data())
-def test_objectives_survive_being_parameters(data: st.DataObject) -> None:
-    """Of every family, with any value of what is a number and any interval."""
-    low, high = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
-    interval = data.draw(st.sampled_from([{}, {"threshold": low, "keep": "below"}, {"threshold": low, "upper": high}]))
-    number = data.draw(st.floats(0.51, 0.99))
-    for family in known().values():
-        own = {name: number for name, field in family.model_fields.items() if field.annotation is float}
-        objective = family.model_validate(own | interval)
-        trial = TrialConfig(objective=objective, learning_rate=1e-3, seed=0)
-        written = {key: str(value) if value is not None else "none" for key, value in _params("b", trial).items()}
-        assert _objective(written) == objective
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
