@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 import raysft
 from raysft.config import SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.objectives import known
-from raysft.results import _objective, history, scores, studies
+from raysft.results import history, scores, studies
 from raysft.tracking import Tracking, tracking_uri
-from raysft.tracking.study import _params
 
 Made = Any  # the fixture of conftest.py
 OTHERS = {2: ("KILLED", "stopped early at step 20"), 3: ("FAILED", "the loss is nan"), 5: ("RUNNING", "")}
@@ -129,18 +126,19 @@ def test_a_table_of_all_trials(sweep: SweepConfig) -> None:
     assert table.groupby("backbone")["eval/accuracy"].count().to_dict() == {"mid": 3, "weak": 5}
 
 
-@given(data=st.data())
-def test_objectives_survive_being_parameters(data: st.DataObject) -> None:
-    """Of every family, with any value of what is a number and any interval."""
-    low, high = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
-    interval = data.draw(st.sampled_from([{}, {"threshold": low, "keep": "below"}, {"threshold": low, "upper": high}]))
-    number = data.draw(st.floats(0.51, 0.99))
-    for family in known().values():
-        own = {name: number for name, field in family.model_fields.items() if field.annotation is float}
-        objective = family.model_validate(own | interval)
-        trial = TrialConfig(objective=objective, learning_rate=1e-3, seed=0)
-        written = {key: str(value) if value is not None else "none" for key, value in _params("b", trial).items()}
-        assert _objective(written) == objective
+def test_objectives_survive_being_tracked(made: Made) -> None:
+    """Of every family, with numbers of many digits, with every kind of interval, and moving exponents."""
+    rng, config = np.random.default_rng(0), made.sweep().for_backbone("tiny")
+    intervals: list[dict[str, Any]] = [{}, {"threshold": 1 / 3, "keep": "below"}, {"threshold": 0.1, "upper": 2 / 3}]
+    objectives: list[Selection] = [Power(exponent=-1e-7, final_exponent=3.0, schedule="cosine")]
+    for name, family in known().items():
+        numbers = [key for key, field in family.model_fields.items() if field.annotation is float]
+        objectives += [build(name, **{key: rng.uniform(0.51, 0.99) for key in numbers}, **i) for i in intervals]
+    study = Tracking(config).start_study(config)
+    for number, objective in enumerate(objectives):
+        study.start_trial(f"{number:04d}", TrialConfig(objective=objective, learning_rate=1e-3, seed=0))
+    (found,) = studies([config.folder])
+    assert [trial.objective for trial in found.trials] == objectives
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------
