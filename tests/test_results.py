@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 import raysft
 from raysft.config import SweepConfig, TrialConfig
 from raysft.errors import InputError
-from raysft.objectives import known
+from raysft.objectives import Power, Selection, build, known
 from raysft.results import history, scores, studies
 from raysft.tracking import Tracking, tracking_uri
 
