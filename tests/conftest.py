@@ -18,7 +18,6 @@ from raysft.config import PAPER_BASELINES, SweepConfig, TrialConfig
 from raysft.objectives import Power
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and workers share the cores
 
 settings.register_profile("raysft", deadline=None)  # no example is timed: the machine is noisy

@@ -289,8 +289,7 @@ class _Study:
         """Run Tune until every trial has ended, or to the user's interruption."""
         search = self.config.search
         space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
-        confirm = partial(confirm_trials, self.config)
-        searcher = StudySearch(space, self.given, search, capability, self.ledger, confirm)
+        searcher = StudySearch(space, self.given, search, capability, self.ledger, self._confirm)
         mirror = Mirror(tracked, board, self.ledger, self.progress)
         mirror.catch_up(searcher.paused)
         if not self.left:
@@ -318,6 +317,11 @@ class _Study:
         if searcher.over:
             for trial_id in sorted(searcher.paused):
                 mirror.stop(trial_id)
+
+    def _confirm(self, rows: list[TrialRow]) -> list[TrialConfig]:
+        """What confirms the search, whose winner is known now, and so the number of trials."""
+        self.progress.total = planned(self.config, len(self.given), rows)
+        return confirm_trials(self.config, rows)
 
     def _end(self, tracked: TrackedStudy, result: StudyResult | None) -> None:
         if result is None:

@@ -105,7 +105,7 @@ def prepare_process(workers: WorkersConfig) -> None:
     import torch
 
     libraries_quiet()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(max(1, math.floor(workers.resources.get("CPU", 1))))
 
