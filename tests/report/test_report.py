@@ -54,7 +54,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(written: Path) -> Page:
+def parsed(written: Path) -> Page:
     return Page(written.read_text())
 
 
@@ -65,11 +65,11 @@ def quiet(_: str) -> None:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_page_needs_nothing_but_itself(written: Path, page: Page) -> None:
+def test_the_page_needs_nothing_but_itself(written: Path, parsed: Page) -> None:
     text = written.read_text()
-    assert {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe", "object", "base"} == set()
-    assert page.values("src") == []
-    assert all(link.startswith("#") for name in ("href", "xlink:href") for link in page.values(name))
+    assert {tag for tag, _ in parsed.tags} & {"script", "link", "img", "iframe", "object", "base"} == set()
+    assert parsed.values("src") == []
+    assert all(link.startswith("#") for name in ("href", "xlink:href") for link in parsed.values(name))
     assert all(link.startswith("#") for link in re.findall(r"url\(([^)]*)\)", text))
     assert set(re.findall(r"https?://[^\"' <>]*", text)) <= {
         "http://www.w3.org/2000/svg",
@@ -78,34 +78,34 @@ def test_the_page_needs_nothing_but_itself(written: Path, page: Page) -> None:
     assert "@import" not in text
 
 
-def test_each_id_of_the_page_is_one_things_and_every_reference_leads_to_one(written: Path, page: Page) -> None:
-    ids = page.values("id")
+def test_each_id_of_the_page_is_one_things_and_every_reference_leads_to_one(written: Path, parsed: Page) -> None:
+    ids = parsed.values("id")
     assert len(ids) == len(set(ids))
-    references = [*page.values("xlink:href"), *re.findall(r"url\(([^)]*)\)", written.read_text())]
+    references = [*parsed.values("xlink:href"), *re.findall(r"url\(([^)]*)\)", written.read_text())]
     assert len(references) > 100
     assert {reference.removeprefix("#") for reference in references} <= set(ids)
 
 
-def test_figures_say_in_words_what_they_show(page: Page) -> None:
-    images = [attributes for _, attributes in page.tags if attributes.get("role") == "img"]
-    assert len(images) == page_figures(page) > 10
+def test_figures_say_in_words_what_they_show(parsed: Page) -> None:
+    images = [attributes for _, attributes in parsed.tags if attributes.get("role") == "img"]
+    assert len(images) == page_figures(parsed) > 10
     assert all(attributes["aria-label"] for attributes in images)
 
 
-def page_figures(page: Page) -> int:
-    return sum(tag == "figure" for tag, _ in page.tags)
+def page_figures(parsed: Page) -> int:
+    return sum(tag == "figure" for tag, _ in parsed.tags)
 
 
-def test_the_answer_stands_first_and_is_said(written: Path, page: Page, found: dict[str, Study]) -> None:
+def test_the_answer_stands_first_and_is_said(written: Path, parsed: Page, found: dict[str, Study]) -> None:
     sentences = [judge(study).sentence for study in found.values()]
-    words = [text.strip() for text in page.text]
+    words = [text.strip() for text in parsed.text]
     assert [word for word in words if word in sentences] == sentences
     said = (written.parent / "said.txt").read_text().splitlines()
     assert said == [*sentences, f"Report: {written}"]
 
 
-def test_values_of_the_table_are_those_of_the_trials(page: Page, found: dict[str, Study]) -> None:
-    cells = [text.strip() for text in page.text]
+def test_values_of_the_table_are_those_of_the_trials(parsed: Page, found: dict[str, Study]) -> None:
+    cells = [text.strip() for text in parsed.text]
     weak = found["weak"]
     for trial in weak.compared():
         error = weak.error(trial)
@@ -116,10 +116,10 @@ def test_values_of_the_table_are_those_of_the_trials(page: Page, found: dict[str
     assert "the loss is nan" in cells
 
 
-def test_every_figure_lies_beside_the_page(written: Path, page: Page) -> None:
+def test_every_figure_lies_beside_the_page(written: Path, parsed: Page) -> None:
     names = {path.stem for path in written.parent.glob("*.png")}
     assert names == {path.stem for path in written.parent.glob("*.svg")}
-    assert len(names) == page_figures(page)
+    assert len(names) == page_figures(parsed)
     assert {
         "continuum",
         "strong-exponent",
@@ -173,10 +173,10 @@ def test_names_of_others_do_no_harm(made: Made, tmp_path: Path) -> None:
             client.log_param(child, name, value)
         client.set_terminated(child)
     path = report([config.folder], tmp_path / "out", None, False, quiet)
-    page = Page(path.read_text())
-    assert {tag for tag, _ in page.tags} & {"script", "img"} == set()
-    assert evil in "".join(page.text)
-    assert page.text.count(evil) > 5
+    parsed = Page(path.read_text())
+    assert {tag for tag, _ in parsed.tags} & {"script", "img"} == set()
+    assert evil in "".join(parsed.text)
+    assert parsed.text.count(evil) > 5
     assert {file.parent for file in (tmp_path / "out").rglob("*")} == {tmp_path / "out"}
     assert len(list((tmp_path / "out").glob("*script*.svg"))) > 1
 
