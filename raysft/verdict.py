@@ -152,12 +152,18 @@ def _sentence(
     head = {
         "confirmed": f"use {winner.label}: {told}",
         "provisional": f"{winner.label} leads: {told}",
-        "undecided": f"undecided. Best so far is {recommended.label}; {winner.label}, the search's winner: {told}",
+        "undecided": f"undecided between {_listed(winner, gains)}. {winner.label}, the search's winner: {told}",
         "overturned": f"use {recommended.label}; {winner.label}, the search's winner, did not hold up: {told}",
     }[status]
     if not gains:
         head = f"undecided. Best so far is {winner.label}, with no -log p or -p that finished to compare it with"
     return f"{study.backbone}: {head}. {_basis(study, gains, confirmed)}"
+
+
+def _listed(winner: Candidate, gains: dict[str, Comparison]) -> str:
+    """The winner, and what it cannot be told from."""
+    alike = [label for label, gain in gains.items() if gain.low <= 0]
+    return " and ".join([winner.label, *alike])
 
 
 def _amount(study: Study, gain: Comparison) -> str:
@@ -177,7 +183,12 @@ def _basis(study: Study, gains: dict[str, Comparison], confirmed: bool) -> str:
         return f"By {study.metric}."
     problems = f" and {gain.problems} problems" if gain.problems > 1 else ""
     if confirmed:
-        return f"By {study.metric}, {gain.seeds} seed{'s'[: gain.seeds > 1]}{problems} that the search never saw."
+        more = (
+            ""
+            if all(gain.significant for gain in gains.values())
+            else " More seeds tell more: raise confirm.seeds, --resume."
+        )
+        return f"By {study.metric}, {gain.seeds} seed{'s'[: gain.seeds > 1]}{problems} that the search never saw.{more}"
     return (
         f"By {study.metric}, one seed{problems} that the search itself went by (intervals widened for "
         f"{len(study.compared())} trials): confirm it before you rely on it, with confirm: {{seeds: 3}}."
