@@ -202,6 +202,22 @@ def rescore(
 
 
 @app.command()
+def ui(
+    target: Annotated[
+        str | None, typer.Argument(help="sweep file, folder such as runs/demo, or experiment; default: all of ./runs")
+    ] = None,
+    port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow tracking URI; default: where the target's runs lie")
+    ] = None,
+) -> None:
+    """Compare the runs in MLflow's pages, served on this machine until Ctrl-C."""
+    from raysft.ui import show
+
+    show(target, tracking, port, _say)
+
+
+@app.command()
 def report(
     targets: Annotated[
         list[str] | None,
@@ -337,11 +353,11 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
     from rich.console import Console
 
     from raysft.table import result_table
-    from raysft.tracking import ui_command
+    from raysft.ui import command
 
     console = Console()
     console.print(result_table(results, config))
-    console.print(f"Compare the runs in MLflow: {ui_command(config)}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Compare the runs in MLflow: {command(config)}", highlight=False, markup=False, soft_wrap=True)
     if any(result.interrupted for result in results):
         words = [word for word in sys.argv[1:] if word != "--resume"]
         again = shlex.join(["raysft", *words, "--resume"])

@@ -22,11 +22,11 @@ from pydantic import ValidationError
 from raysft.capability import Capability
 from raysft.config import METRIC_MODES, SweepConfig
 from raysft.errors import InputError, did_you_mean
-from raysft.objectives import Selection, known
+from raysft.objectives import Selection
 from raysft.records import read_records
 from raysft.redaction import redacted
 from raysft.targets import Place, place_of
-from raysft.tracking import active, open_to_read, reading
+from raysft.tracking import active, objective_of, open_to_read, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -243,7 +243,7 @@ def _metric(settings: Any, trials: list[Trial]) -> str:
 
 def _trial(run: Run) -> Trial:
     params, tags = run.data.params, run.data.tags
-    objective = _objective(params)
+    objective = objective_of(params)
     points = run.to_proto().data.metrics  # unlike run.data.metrics with their steps
     ended = run.info.end_time or time.time() * 1000
     return Trial(
@@ -251,28 +251,16 @@ def _trial(run: Run) -> Trial:
         trial_id=tags["raysft.trial_id"],
         label=objective.label() if objective else run.info.run_name,
         objective=objective,
-        role=params.get("role", ""),
+        role=tags.get("role", ""),
         learning_rate=_number(params.get("learning_rate")) or math.nan,
         seed=int(_number(params.get("seed")) or 0),
-        quantile=_number(params.get("quantile")),
+        quantile=_number(tags.get("quantile")),
         status=run.info.status,
         stop_reason=tags.get("stop_reason", ""),
         metrics=dict(run.data.metrics),
         steps=max((point.step for point in points), default=0),
         seconds=max(0.0, (ended - run.info.start_time) / 1000),
     )
-
-
-def _objective(params: dict[str, str]) -> Selection | None:
-    """From a trial's parameters, where those of one family bear its name: `focal.gamma`."""
-    name = params.get("objective", "")
-    if (family := known().get(name)) is None:
-        return None
-    given = {key.removeprefix(f"{name}."): value for key, value in params.items() if value != "none"}
-    try:
-        return family.model_validate({key: given[key] for key in family.model_fields if key in given})
-    except ValidationError:
-        return None
 
 
 def _number(text: str | None) -> float | None:

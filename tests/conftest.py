@@ -7,7 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +16,9 @@ from hypothesis import settings
 from raysft.capability import CONFIDENT, LEVELS, Capability
 from raysft.config import PAPER_BASELINES, SweepConfig, TrialConfig
 from raysft.objectives import Power
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and workers share the cores
@@ -250,3 +253,49 @@ def _written(records: list[dict[str, Any]], path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True)
     write_records(records, path)
     return summary(records, "eval/")
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+# No GPU, no sandbox (tests may run as root, in a container), WebGL in software, and no calls to its makers.
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Headless Chromium. Of a module, not of the session: while it runs, this thread has an event loop of its own."""
+    from playwright.sync_api import sync_playwright
+
+    found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if found is None:
+        missing = "needs Chromium: apt-get install chromium, or CHROMIUM=path/to/it"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> Iterator["Page"]:
+    """An empty page that reaches nothing but this machine; what its scripts throw fails the test."""
+    thrown: list[str] = []
+
+    def local(route: "Route") -> None:
+        inside = route.request.url.startswith(("http://127.0.0.1:", "file:", "data:", "blob:"))
+        route.continue_() if inside else route.abort()
+
+    with browser.new_context(viewport={"width": 1700, "height": 1600}) as context:
+        context.set_default_timeout(120_000)  # milliseconds: the machine may be busy
+        context.route("**/*", local)
+        page = context.new_page()
+        page.on("pageerror", lambda error: thrown.append(str(error)))
+        yield page
+    assert thrown == []

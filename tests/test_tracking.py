@@ -32,9 +32,9 @@ from raysft.config import FileSource, HubSource, ReasoningGymSource, SweepConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.objectives import Power
 from raysft.records import read_records, write_records
-from raysft.tracking import TABLE, Evaluations, Study, Tracking, open_to_read, spool, tracking_uri, ui_command
+from raysft.tracking import TABLE, Evaluations, Study, Tracking, open_to_read, spool, tracking_uri
 from raysft.tracking import study as writing
-from raysft.tracking.study import _params
+from raysft.tracking.describing import NOTE, params_of
 
 fork = multiprocessing.get_context("fork")
 
@@ -43,11 +43,11 @@ SHARP = TrialConfig(objective=Power(exponent=10, threshold=0.2), learning_rate=1
 PROBE = {"mean_probability": 0.42, "share_above_0.55": 0.3, "tokens": 900, "quantiles": [0.1, 0.4, 0.8]}
 METRICS = ("eval/accuracy", "eval/nll", "eval/mean_probability", "train/loss", "train/tokens_per_second")
 FOCAL = TrialConfig(objective={"type": "focal", "gamma": 3}, learning_rate=1e-3, seed=0)
-PARAMS = {"backbone", "objective", "exponent", "threshold", "threshold_unit", "keep", "learning_rate", "seed", "role"}
+PARAMS = {"backbone", "objective", "exponent", "threshold", "upper", "keep", "learning_rate", "seed"}
 
 
 def test_trials_of_all_objectives_share_the_contracts_parameters() -> None:
-    power, focal = _params("tiny", NLL), _params("tiny", FOCAL)
+    power, focal = params_of("tiny", NLL), params_of("tiny", FOCAL)
     assert focal.keys() == power.keys() | {"focal.gamma"}
     assert power.keys() >= PARAMS
     assert (focal["objective"], focal["focal.gamma"], focal["exponent"]) == ("focal", 3.0, None)
@@ -96,7 +96,7 @@ def sweep_in(output: Path, uri: str | None = None, name: str = "sweep") -> Sweep
             "backbones": [{"name": "tiny", "path": "models/tiny"}, {"name": "small", "path": "models/small"}],
             "data": {"train": {"kind": "file", "path": "train.jsonl"}},
             "search": {"metric": "eval/nll"},
-            "tracking": {"uri": uri},
+            "tracking": {"uri": uri, "tags": {"domain": "math"}},
         }
     )
 
@@ -203,7 +203,7 @@ def test_runs_hold_what_the_contract_says(anywhere: SweepConfig, tmp_path: Path)
     assert parent.data.metrics["best/eval/nll"] == 0.5
     assert parent.data.metrics["capability/share_above_0.55"] == 0.3
     used = {i.tags[0].value: i.dataset for i in parent.inputs.dataset_inputs}
-    assert (used["train"].name, used["train"].digest) == ("data/train.jsonl", "f" * 36)
+    assert (used["train"].name, used["train"].digest) == ("data/train.jsonl", "f" * 8)
     assert json.loads(used["heldout"].source)["task"] == "figlet_font"
     written = SweepConfig.model_validate(yaml.safe_load(artifact(sweep.uri, study.run_id, "config.yaml", tmp_path)))
     assert written == anywhere.for_backbone("tiny")
@@ -213,9 +213,18 @@ def test_runs_hold_what_the_contract_says(anywhere: SweepConfig, tmp_path: Path)
     assert nll.data.tags["mlflow.parentRunId"] == sharp.data.tags["mlflow.parentRunId"] == study.run_id
     assert nll.data.params.keys() == sharp.data.params.keys() >= PARAMS
     assert nll.data.metrics.keys() == sharp.data.metrics.keys() >= {*METRICS, "capability/mean_probability"}
-    assert (nll.info.run_name, nll.data.params["threshold"]) == ("nll", "none")
+    assert (nll.info.run_name, nll.data.params["threshold"]) == ("nll", "0.0")
     assert (sharp.info.run_name, sharp.data.params["threshold"]) == ("-p^10, p >= 0.2", "0.2")
-    assert (sharp.data.params["exponent"], sharp.data.params["quantile"]) == ("10.0", "0.5")
+    assert (sharp.data.params["exponent"], sharp.data.tags["quantile"]) == ("10.0", "0.5")
+    tags = {"sweep": anywhere.name, "backbone": "tiny", "domain": "math"}
+    for run, role in ((parent, "study"), (nll, "baseline"), (sharp, "search")):
+        assert run.data.tags.items() >= {**tags, "role": role}.items()
+        assert {i.dataset.digest for i in run.inputs.dataset_inputs} == {"f" * 8, "0a"}
+    assert sharp.data.tags[NOTE] == (
+        "Searched on tiny (capability 0.420): -p^10, p >= 0.2, learning rate 0.001, seed 0."
+    )
+    assert parent.data.tags[NOTE].startswith("tiny in sweep")
+    assert "Capability 0.420" in parent.data.tags[NOTE]
     assert sharp.data.metrics["capability/mean_probability"] == 0.42
     assert TrialConfig.model_validate_json(artifact(sweep.uri, sharp.info.run_id, "trial.json", tmp_path)) == SHARP
 
@@ -702,12 +711,20 @@ def test_secrets_stay_out(config: SweepConfig, monkeypatch: pytest.MonkeyPatch) 
     assert [path for path in files if b"canary" in path.read_bytes()] == []
 
 
-def test_the_command_opens_the_ui(config: SweepConfig, server: Server) -> None:
-    command = ui_command(config)
-    assert f"'sqlite:///{config.output / 'mlflow.db'}'" in command, "a path with a space is quoted"
-    assert command.endswith("--host 127.0.0.1")
-    assert ui_command(sweep_in(config.output, server.uri)) == server.uri
-    assert "pass" not in ui_command(sweep_in(config.output, "postgresql://me:pass@host/db"))
+def test_a_study_is_described_by_the_best_that_is_known(tiny: SweepConfig) -> None:
+    study = Tracking(tiny).start_study(tiny)
+    study.log_capability(PROBE)
+
+    def note() -> str:
+        return str(MlflowClient(tracking_uri(tiny)).get_run(study.run_id).data.tags[NOTE])
+
+    assert note() == "tiny in sweep sweep. Capability 0.420 (mean probability of the training targets before training)."
+    study.end("FINISHED", {"eval/nll": 0.25, "best_objective": "-p"})
+    assert note().endswith("Best eval/nll: 0.250, with -p.")
+    study.describe("For tiny, take -p.")
+    assert note() == "For tiny, take -p."
+    study.end("FINISHED", {"eval/nll": 0.25, "best_objective": "-p"})
+    assert note() == "For tiny, take -p."
 
 
 def test_the_server_of_the_ui_answers_this_machine_only(server: Server) -> None:

@@ -191,8 +191,28 @@ class ConfirmConfig(Strict):
     )
 
 
+OWN_TAGS = re.compile(
+    r"sweep|backbone|role|quantile|upper_quantile|stop_reason|best_.*|(mlflow|raysft)\..*|(data|version)/.*"
+)
+Tag = Annotated[str, Field(min_length=1, max_length=500)]
+
+
 class TrackingConfig(Strict):
     uri: str | None = Field(default=None, description="MLflow tracking URI; null: sqlite under the output folder")
+    tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w./ -]*$", max_length=100)], Tag] = Field(
+        default={}, description="of every run, to filter by, e.g. domain: math"
+    )
+    register_as: Name | None = Field(
+        default=None,
+        description="registers the model of each backbone's best trial in MLflow, as NAME-BACKBONE; null: does not",
+    )
+
+    @field_validator("tags")
+    @classmethod
+    def _free(cls, tags: dict[str, str]) -> dict[str, str]:
+        if taken := next((key for key in tags if OWN_TAGS.fullmatch(key)), None):
+            raise ValueError(f"'{taken}' is a tag that raysft or MLflow sets itself: give yours another name")
+        return tags
 
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
@@ -235,6 +255,8 @@ class SweepConfig(Strict):
             raise ValueError(f"training.global_batch_size ({size}) must be a multiple of workers.count ({count})")
         if self.workers.lanes > 1 and (needed := self._missing_for_lanes()):
             raise ValueError(f"workers.lanes above 1 needs {needed}; or set workers.lanes to 1")
+        if self.tracking.register_as and self.export == "none":
+            raise ValueError("tracking.register_as needs a model that is kept: set export to best or all")
         evaluation, task = self.evaluation, self.search.task
         if self.search.metric == "eval/accuracy" and not (evaluation.generation or evaluation.tasks):
             needs = "needs evaluation.generation or evaluation.tasks"

@@ -29,6 +29,8 @@ from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.mirror import Mirror
+from raysft.sweep.models import keep_models
+from raysft.sweep.optunafile import write_optuna
 from raysft.sweep.search import StudySearch
 from raysft.sweep.space import Space
 from raysft.sweep.trainable import run_trial
@@ -328,15 +330,14 @@ class _Study:
             tracked.end("FAILED", None)
             return
         best = result.best
-        if self.config.export == "best" and not result.interrupted:
-            for model in self.folder.glob("trials/*/model"):
-                if best is None or model.parent.name != best.trial_id:
-                    shutil.rmtree(model, ignore_errors=True)
+        if not result.interrupted:
+            keep_models(self.config, self.folder, result, tracked)
         summary: dict[str, float | str] = {}
         if best:
             summary = {**best.metrics, "best_trial": best.trial_id, "best_objective": best.trial.objective.label()}
         tracked.end("KILLED" if result.interrupted else "FINISHED", summary)
         (self.folder / RESULT).write_text(_as_json(result))
+        write_optuna(self.config, result.capability, self.ledger, tracked.run_ids())
         self.progress.ended(result.interrupted)
 
 

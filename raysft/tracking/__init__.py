@@ -15,9 +15,11 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
+from raysft.tracking.describing import objective_of
 from raysft.tracking.evaluations import TABLE, Evaluations
-from raysft.tracking.store import active, default_uri, open_to_read, reading, tracking_uri, ui_command
+from raysft.tracking.store import active, default_uri, is_database, open_to_read, reading, tracking_uri
 from raysft.tracking.study import STUDY_ID, Study, Tracking
+from raysft.tracking.view import address
 
 for _name in ("mlflow", "alembic"):  # what they would say reaches this package as exceptions, and is worded here
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -29,9 +31,11 @@ __all__ = [
     "Study",
     "Tracking",
     "active",
+    "address",
     "default_uri",
+    "is_database",
+    "objective_of",
     "open_to_read",
     "reading",
     "tracking_uri",
-    "ui_command",
 ]

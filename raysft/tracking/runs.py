@@ -33,7 +33,7 @@ class Tracked:
 
 class Runs:
     def __init__(self, client: MlflowClient, experiment_id: str) -> None:
-        self.client, self._experiment_id = client, experiment_id
+        self.client, self.experiment_id = client, experiment_id
 
     def id_of(self, run: Tracked) -> str:
         """The run's id. It is looked for before it is made: the answer to an earlier attempt may have been lost."""
@@ -45,7 +45,7 @@ class Runs:
                 run.last = {name: self._last_step(found[0], name) for name in found[0].data.metrics}
                 run.run_id = found[0].info.run_id
             else:
-                made = self.client.create_run(self._experiment_id, run.started, tags, run.name)
+                made = self.client.create_run(self.experiment_id, run.started, tags, run.name)
                 run.run_id = made.info.run_id
         return run.run_id
 
@@ -94,6 +94,10 @@ class Runs:
             self.client.set_tag(run_id, "stop_reason", as_text(reason))
         self.client.set_terminated(run_id, status, milliseconds(when))
 
+    def show(self, tag: str, value: str) -> None:
+        """A tag of the experiment."""
+        self.client.set_experiment_tag(self.experiment_id, tag, value)
+
     def children(self, run: Tracked) -> list[Run]:
         return self._search({"mlflow.parentRunId": self.id_of(run)})
 
@@ -104,7 +108,7 @@ class Runs:
         """All runs with these tags, oldest first."""
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
         search = partial(
-            self.client.search_runs, [self._experiment_id], condition, order_by=["attributes.start_time ASC"]
+            self.client.search_runs, [self.experiment_id], condition, order_by=["attributes.start_time ASC"]
         )
         page = search()
         runs = list(page)

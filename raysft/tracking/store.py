@@ -1,8 +1,5 @@
 """Where runs lie: sqlite under the output folder unless the sweep file names another place."""
 
-import shlex
-import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,15 +44,6 @@ def place(uri: str) -> str:
 
 def is_database(uri: str) -> bool:
     return uri.split(":")[0].split("+")[0] in DATABASES
-
-
-def ui_command(config: SweepConfig) -> str:
-    """The command that opens MLflow's UI on the runs of this sweep; the address, where a server shows them itself."""
-    uri = tracking_uri(config)
-    if not is_database(uri):
-        return redacted(uri)
-    program = ["mlflow"] if shutil.which("mlflow") else [sys.executable, "-m", "mlflow"]
-    return shlex.join([*program, "ui", "--backend-store-uri", redacted(uri), "--host", "127.0.0.1"])
 
 
 def writer(uri: str, output: Path, name: str) -> tuple[MlflowClient, str]:

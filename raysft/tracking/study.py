@@ -16,13 +16,17 @@ from raysft import __version__
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.redaction import redacted
+from raysft.tracking.describing import NOTE, name_of, params_of, study_note, tags_of, trial_tags
 from raysft.tracking.evaluations import log_completions
+from raysft.tracking.registry import register
 from raysft.tracking.runs import Point, Runs, Status, Tracked, milliseconds
 from raysft.tracking.spool import Spool, reason_of
 from raysft.tracking.store import FIX, place, tracking_uri, writer
+from raysft.tracking.view import VIEW, view
 
 LIBRARIES = ("ray", "torch", "transformers", "deepspeed", "mlflow", "optuna")
 STUDY_ID = "mlflow-study"  # in a study's folder, the file with the id that its parent run bears
+DIGEST = 8  # characters of a fingerprint that the UI shows beside a data set's name
 END_SECONDS = 30.0  # that the end of a study waits for an MLflow that does not answer
 
 
@@ -63,7 +67,9 @@ class Study:
     def __init__(self, runs: Runs, spool: Spool, config: SweepConfig, resume: bool) -> None:
         self._runs, self._spool, self._config = runs, spool, config
         self._capability: float | None = None
+        self._note = ""
         self._trials: dict[str, Tracked] = {}
+        self._data: list[DatasetInput] = []
         backbone = config.backbone
         tags = {"raysft.study": f"{config.name}/{backbone.name}", "raysft.study_id": _study_id(config, resume)}
         params = {"backbone": backbone.name, "path": backbone.path, "revision": backbone.revision}
@@ -78,8 +84,9 @@ class Study:
         """The parent is RUNNING and holds its config and the versions of the libraries. May be repeated."""
         versions = {f"version/{name}": version(name) for name in LIBRARIES} | {"version/raysft": __version__}
         config = yaml.safe_dump(self._config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        self._runs.start(self._parent, versions)
+        self._runs.start(self._parent, versions | tags_of(self._config, "study"))
         self._runs.client.log_text(self.run_id, redacted(config), "config.yaml")
+        self._runs.show(VIEW, view(self._config.search.metric, self._config.search.mode))
 
     def log_capability(self, probe: Mapping[str, Any]) -> None:
         """What the probe measured. Its numbers become the parent's metrics `capability/...`, all of it probe.json.
@@ -90,18 +97,28 @@ class Study:
         numbers = {f"capability/{name}": value for name, value in probe.items() if isinstance(value, int | float)}
         self._log_points(self._parent, [{"step": 0, "time": time.time(), **numbers}])
         self._log_text(self._parent, json.dumps(probe, indent=1), "probe.json")
+        self._tell(study_note(self._config, self._capability, {}))
+
+    def describe(self, text: str) -> None:
+        """The parent's description in the UI from now on, e.g. the verdict's sentence. May be called at any time."""
+        self._note = text
+        self._tell(text)
 
     def log_data(self, name: str, source: Source, fingerprint: str, counts: Mapping[str, int]) -> None:
-        """A data set of the study. name: train or heldout; counts: of its samples and tokens."""
+        """A data set of the study and of its trials. name: train or heldout; counts: of its samples and tokens.
+
+        Call it before the trials start.
+        """
         title = source.task if isinstance(source, ReasoningGymSource) else str(source.path)
         text = redacted(source.model_dump_json())
         kind = {"file": "local", "hub": "hugging_face"}.get(source.kind, source.kind)
-        dataset = Dataset(redacted(title)[-500:], fingerprint[:36], kind, text, profile=json.dumps(dict(counts)))
-        used = [DatasetInput(dataset, [InputTag("mlflow.data.context", name)])]
+        dataset = Dataset(redacted(title)[-500:], fingerprint[:DIGEST], kind, text, profile=json.dumps(dict(counts)))
+        used = DatasetInput(dataset, [InputTag("mlflow.data.context", name)])
+        self._data.append(used)
         facts = {"source": text, "fingerprint": fingerprint, **counts}
 
         def write() -> None:
-            self._runs.client.log_inputs(self._runs.id_of(self._parent), used)
+            self._runs.client.log_inputs(self._runs.id_of(self._parent), [used])
             self._runs.batch(self._parent, tags={f"data/{name}/{key}": value for key, value in facts.items()})
 
         self._spool.add(write)
@@ -112,13 +129,20 @@ class Study:
         params: besides the contract's; give every trial of a study the same keys.
         """
         run = Tracked(
-            redacted(trial.objective.label()),
+            name_of(trial, self._config),
             {"raysft.trial_id": trial_id},
-            _params(self._config.backbone.name, trial) | dict(params or {}),
+            params_of(self._config.backbone.name, trial) | dict(params or {}),
             self._parent,
         )
         child = self._trials.setdefault(trial_id, run)
-        self._spool.add(lambda: self._runs.start(child))
+        tags = trial_tags(trial, self._config, self._capability)
+
+        def write() -> None:
+            self._runs.start(child, tags)
+            if self._data:
+                self._runs.client.log_inputs(self._runs.id_of(child), self._data)
+
+        self._spool.add(write)
         if self._capability is not None:
             point = {"step": 0, "time": time.time(), "capability/mean_probability": self._capability}
             self._log_points(child, [point])
@@ -155,6 +179,16 @@ class Study:
         if completions is not None:
             self._spool.add_file(lambda: log_completions(self._runs.client, self._runs.id_of(child), completions))
 
+    def register(self, trial_id: str, model: Path, tags: Mapping[str, str]) -> None:
+        """A trial's model, in Hugging Face's format, becomes a version of `tracking.register_as`-BACKBONE.
+
+        Of each trial one version, however often it is asked for; trials of an earlier process count too.
+        """
+        child = self._trials.get(trial_id) or Tracked("", {"raysft.trial_id": trial_id}, {}, self._parent)
+        name = f"{self._config.tracking.register_as}-{self._config.backbone.name}"
+        tags = self._config.tracking.tags | dict(tags)
+        self._spool.add_file(lambda: register(self._runs, self._runs.id_of(child), model, name, tags))
+
     def end(self, status: Status, summary: Mapping[str, float | str] | None = None) -> None:
         """The study's end: no child stays RUNNING. summary: numbers become metrics `best/...`, texts become tags.
 
@@ -164,6 +198,7 @@ class Study:
         texts = {key: value for key, value in (summary or {}).items() if isinstance(value, str)}
         numbers = {key: float(value) for key, value in (summary or {}).items() if not isinstance(value, str)}
         best = [Metric(f"best/{key}", value, milliseconds(now), 0) for key, value in numbers.items()]
+        texts[NOTE] = self._note or study_note(self._config, self._capability, summary or {})
 
         def write() -> None:
             self._runs.batch(self._parent, best, tags=texts)
@@ -191,13 +226,23 @@ class Study:
 
     def statuses(self) -> dict[str, str]:
         """Status of each trial that MLflow holds, by trial_id; empty while it does not answer."""
+        return self._known("status")
+
+    def run_ids(self) -> dict[str, str]:
+        """MLflow's id of each trial's run, by trial_id; empty while it does not answer."""
+        return self._known("run_id")
+
+    def _known(self, key: str) -> dict[str, str]:
         try:
-            return {row["trial_id"]: row["status"] for row in self.trials()}
+            return {row["trial_id"]: row[key] for row in self.trials()}
         except (MlflowException, OSError):
             return {}
 
     def _log_points(self, run: Tracked, points: list[Point]) -> None:
         self._spool.add(lambda: self._runs.write(run, points))
+
+    def _tell(self, note: str) -> None:
+        self._spool.add(lambda: self._runs.batch(self._parent, tags={NOTE: note}))
 
     def _log_text(self, run: Tracked, text: str, name: str) -> None:
         self._spool.add_file(lambda: self._runs.client.log_text(self._runs.id_of(run), text, name))
@@ -211,14 +256,3 @@ def _study_id(config: SweepConfig, resume: bool) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(made := uuid.uuid4().hex)
     return made
-
-
-def _params(backbone: str, trial: TrialConfig) -> dict[str, Any]:
-    """The contract's parameters, the same keys for every trial; then what only this objective has, as `focal.gamma`."""
-    values = trial.model_dump(mode="json", exclude={"objective"})
-    objective = trial.objective.model_dump(mode="json")
-    name = objective.pop("type")
-    own = {key: objective.pop(key) for key in trial.objective.parameters()}
-    shared = {key: own.pop(key, None) for key in ("exponent", "final_exponent", "schedule")}
-    special = {f"{name}.{key}": value for key, value in own.items()}
-    return {"backbone": backbone, "objective": name, **shared, **objective, **values, **special}

@@ -27,6 +27,7 @@ from raysft.config import (
     SearchConfig,
     SpaceConfig,
     SweepConfig,
+    TrackingConfig,
     TrainingConfig,
     TrialConfig,
     WorkersConfig,
@@ -101,6 +102,13 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], str]] = [
     (AshaConfig, {"grace_period": 1, "reduction_factor": 2.5}, "valid integer"),
     (SearchConfig, {"metric": "train/loss"}, "'eval/accuracy'"),
     (TrialConfig, {"objective": {}, "learning_rate": 0, "seed": 0}, "greater than 0"),
+    (TrackingConfig, {"tags": {"role": "mine"}}, "'role' is a tag that raysft or MLflow sets"),
+    (TrackingConfig, {"tags": {"mlflow.user": "me"}}, "'mlflow.user' is a tag"),
+    (TrackingConfig, {"tags": {"data/train": "x"}}, "'data/train' is a tag"),
+    (TrackingConfig, {"tags": {"a`b": "x"}}, "pattern"),
+    (TrackingConfig, {"tags": {"domain": ""}}, "at least 1 character"),
+    (TrackingConfig, {"tags": {"domain": 3}}, "valid string"),
+    (TrackingConfig, {"register_as": "a/b"}, "pattern"),
 ]
 
 
@@ -136,6 +144,7 @@ def test_impossible_values_are_refused(model: type[BaseModel], values: dict[str,
             {"evaluation": {"generation": {"scorer": "reasoning_gym"}}, "data": {"train": FIGLET, "heldout": FILE}},
             "held-out data of kind reasoning_gym",
         ),
+        ({"tracking": {"register_as": "mine"}, "export": "none"}, "set export to best or all"),
     ],
 )
 def test_sections_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -156,6 +165,8 @@ def test_sections_that_contradict_each_other_are_refused(changes: dict[str, Any]
         {"zero": {"stage": 1, "offload": "optimizer"}},
         {"backbones": [{"name": "a", "path": "p", "trust_remote_code": True, "revision": "abc"}]},
         {"space": {"threshold": [0, 1], "learning_rate": 1e-9, "keep": ["above", "below"]}},
+        {"tracking": {"register_as": "mine"}},
+        {"tracking": {"tags": {"domain": "math", "roles": "all", "my/data": "x y"}}},
     ],
 )
 def test_their_possible_neighbours_are_taken(changes: dict[str, Any]) -> None:

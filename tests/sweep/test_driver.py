@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 from rich.console import Console
@@ -60,6 +61,14 @@ def steps_of(config: SweepConfig, run: Any, metric: str = "train/loss") -> list[
     return [m.step for m in client.get_metric_history(run.info.run_id, metric)]
 
 
+def registered(config: SweepConfig) -> set[tuple[str, str]]:
+    """Name and version of each model in the store's registry."""
+    from mlflow import MlflowClient
+
+    found = MlflowClient(f"sqlite:///{config.output.resolve()}/mlflow.db").search_model_versions()
+    return {(version.name, str(version.version)) for version in found}
+
+
 def logged(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -74,7 +83,8 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
     config = make_config()
     path = config.backbones[0].path
     second = {"name": "second", "path": path, "overrides": {"training": {"steps": 4}}}
-    config = make_config(backbones=[{"name": "first", "path": path}, second])
+    tracking = {"register_as": "mine", "tags": {"domain": "sums"}}
+    config = make_config(backbones=[{"name": "first", "path": path}, second], tracking=tracking)
 
     def given(study: SweepConfig) -> list[TrialConfig]:
         exploding = TrialConfig(objective=Power(exponent=0.3), learning_rate=1e30, seed=0, role="train")
@@ -93,6 +103,10 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
         (kept,) = folder.glob("trials/*/model")
         assert (kept / "model.safetensors").exists()
         assert kept.parent.name == result.best.trial_id
+        assert f"**{result.best.trial.objective.label()}** (this model)" in (kept / "README.md").read_text()
+        known = optuna.load_study(study_name=f"tiny/{result.backbone}", storage=f"sqlite:///{folder / 'optuna.db'}")
+        assert [t.user_attrs["objective"] for t in known.trials] == [t.trial.objective.label() for t in result.trials]
+        assert known.best_value == best
         for trial in result.trials:
             if trial.status == "FINISHED":
                 assert len(losses(folder / "trials" / trial.trial_id)) == steps
@@ -113,7 +127,9 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
         else:
             assert child.info.status == "FAILED"
             assert "at step" in child.data.tags["stop_reason"]
+        assert child.data.tags["domain"] == "sums"
     assert [c.info.status for c in children].count("FAILED") == 1
+    assert registered(config) == {("mine-first", "1"), ("mine-second", "1")}
     with pytest.raises(InputError, match="holds an earlier run"):
         sweep(config, quiet())
 
@@ -123,6 +139,7 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
     assert [t.status for t in again[0].trials].count("FAILED") == 1
     assert again[1] == other, "a finished study is not run again"
     assert len(runs_of(config)[1]) == 11
+    assert registered(config) == {("mine-first", "1"), ("mine-second", "1")}
     longer = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9})})
     with pytest.raises(InputError, match=r"other settings: search.trials was \d+, is 9"):
         sweep(longer, quiet(), resume=True)
