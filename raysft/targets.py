@@ -19,7 +19,7 @@ class Place:
 
     uri: str
     name: str
-    folder: Path
+    folder: Path = RUNS
     ids: frozenset[str] = frozenset()
     fix: str = ""
 

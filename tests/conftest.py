@@ -144,12 +144,19 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mlflow.db"
 
 
+@pytest.fixture(scope="session")
+def make_sweeps(migrated: Path) -> Callable[[Path], "MadeSweeps"]:
+    def make(output: Path) -> MadeSweeps:
+        output.mkdir()
+        shutil.copy(migrated, output / "mlflow.db")
+        return MadeSweeps(output)
+
+    return make
+
+
 @pytest.fixture
-def made(migrated: Path, tmp_path: Path) -> "MadeSweeps":
-    output = tmp_path / "runs"
-    output.mkdir()
-    shutil.copy(migrated, output / "mlflow.db")
-    return MadeSweeps(output)
+def made(make_sweeps: Callable[[Path], "MadeSweeps"], tmp_path: Path) -> "MadeSweeps":
+    return make_sweeps(tmp_path / "runs")
 
 
 class MadeSweeps:

@@ -104,7 +104,8 @@ def test_help_names_every_command() -> None:
     done = raysft_("--help")
     assert done.returncode == 0
     commands = re.findall(r"^  ([a-z]+)  +[A-Z]", done.stdout, re.MULTILINE)
-    assert {"demo", "check", "probe", "train", "sweep", "evaluate", "rescore", "submit", "schema"} <= set(commands)
+    expected = {"demo", "check", "probe", "train", "sweep", "report", "evaluate", "rescore", "submit", "schema"}
+    assert expected <= set(commands)
 
 
 def test_schema_is_json_that_fits_a_sweep_file(sweep_file: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from mlflow import MlflowClient
 
 import raysft
-from raysft.config import SweepConfig
+from raysft.config import SweepConfig, TrialConfig
 from raysft.errors import InputError
+from raysft.objectives import Power, Selection, build, known
 from raysft.results import history, scores, studies
 from raysft.tracking import Tracking, tracking_uri
 
@@ -123,6 +124,21 @@ def test_a_table_of_all_trials(sweep: SweepConfig) -> None:
     assert table["threshold"].dropna().tolist() == [0.2, 0.2]
     assert table.dtypes[["exponent", "threshold", "quantile", "capability", "eval/accuracy"]].eq("float64").all()
     assert table.groupby("backbone")["eval/accuracy"].count().to_dict() == {"mid": 3, "weak": 5}
+
+
+def test_objectives_survive_being_tracked(made: Made) -> None:
+    """Of every family, with numbers of many digits, with every kind of interval, and moving exponents."""
+    rng, config = np.random.default_rng(0), made.sweep().for_backbone("tiny")
+    intervals: list[dict[str, Any]] = [{}, {"threshold": 1 / 3, "keep": "below"}, {"threshold": 0.1, "upper": 2 / 3}]
+    objectives: list[Selection] = [Power(exponent=-1e-7, final_exponent=3.0, schedule="cosine")]
+    for name, family in known().items():
+        numbers = [key for key, field in family.model_fields.items() if field.annotation is float]
+        objectives += [build(name, **{key: rng.uniform(0.51, 0.99) for key in numbers}, **i) for i in intervals]
+    study = Tracking(config).start_study(config)
+    for number, objective in enumerate(objectives):
+        study.start_trial(f"{number:04d}", TrialConfig(objective=objective, learning_rate=1e-3, seed=0))
+    (found,) = studies([config.folder])
+    assert [trial.objective for trial in found.trials] == objectives
 
 
 # --- targets ----------------------------------------------------------------------------------------------------------

@@ -93,7 +93,9 @@ def draw(name: str, title: str, text: str, paint: Callable[[Figure], None], heig
     with styled():
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         paint(figure)
-        return Drawing(name, title, text, _svg(figure, name, text), _bytes(figure, "png", dpi=PNG_DPI))
+        svg = _svg(figure, name)
+        figure.set_layout_engine("none")  # what was found for the first serves the second
+        return Drawing(name, title, text, svg, _bytes(figure, "png", dpi=PNG_DPI))
 
 
 @contextmanager
@@ -131,7 +133,7 @@ def unspread(places: np.ndarray) -> np.ndarray:
     return np.sign(places) * LINEAR_BELOW * np.where(size <= 0.4, size / 0.4, 10 ** (size - 0.4))
 
 
-def _svg(figure: Figure, name: str, text: str) -> str:
+def _svg(figure: Figure, name: str) -> str:
     """To stand in a page beside others: ids that no other has, no size, nothing that leads elsewhere."""
     whole = _bytes(figure, "svg", metadata={"Date": None}).decode()
     inner = re.sub(r"<metadata>.*?</metadata>", "", whole[whole.index("<svg") :], flags=re.DOTALL)

@@ -122,7 +122,8 @@ def _heat_map(study: Study, name: str, title: str, keep: Keep) -> Drawing | None
         axes = figure.subplots()
         axes.grid(False)
         scale = chart.SCALE if study.mode == "max" else f"{chart.SCALE}_r"
-        cells = axes.imshow(means, cmap=scale, origin="lower", aspect="auto")
+        middles = np.arange(CELLS)
+        cells = axes.pcolormesh(middles, middles, means, cmap=scale, edgecolors="w", shading="nearest")
         for (y, x), value in np.ndenumerate(means):
             if not np.isnan(value):
                 dark = np.mean(cells.to_rgba(value)[:3]) < 0.5
@@ -131,9 +132,8 @@ def _heat_map(study: Study, name: str, title: str, keep: Keep) -> Drawing | None
         axes.set_xticks(np.arange(CELLS + 1) - 0.5, [f"{edge:.2g}" for edge in edges])
         axes.set_yticks([0, *np.arange(CELLS) + 0.5], ["none", *(f"{edge:.2g}" for edge in rows)])
         axes.set(xlabel="exponent", ylabel=f"threshold: learns from p {keep} it")
-        figure.colorbar(cells, ax=axes, label=study.metric)
 
-    text = f"Mean {study.metric} of the trials in each cell; a cell without a number has none."
+    text = f"Mean {study.metric} of the trials in each cell, the better the lighter; a cell without a number has none."
     return draw(f"{name}-{keep}", f"{title}, learning {keep} it", text, paint)
 
 

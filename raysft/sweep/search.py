@@ -102,6 +102,10 @@ class StudySearch(Searcher):
     def save(self, checkpoint_path: str) -> None:
         """Tune saves its searchers; a resume makes this one anew."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune also pickles them; what confirms belongs to a study, with its terminal and its tracking."""
+        return {name: value for name, value in self.__dict__.items() if name != "confirm"}
+
     def _next(self) -> str | None:
         if self.due:
             self.ledger.begin_again(self.due[0])
