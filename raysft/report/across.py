@@ -28,6 +28,7 @@ class _Point:
 def continuum(judged: list[tuple[Study, Verdict]]) -> Drawing | Missing:
     title = "The capability continuum"
     own = [_point(study, verdict) for study, verdict in judged if study.capability]
+    own.sort(key=lambda point: point.capability)
     if not any(p.exponent is not None or p.gain is not None for p in own):
         return Missing(title, "No backbone has both a measured capability and an exponent to show.")
 
@@ -42,13 +43,15 @@ def continuum(judged: list[tuple[Study, Verdict]]) -> Drawing | Missing:
             look = {"marker": marker, "ls": "", "mfc": "none", "color": chart.GREY, "label": f"the paper's, {domain}"}
             upper.plot(x, [max(m.scores, key=lambda a: m.scores[a]) for m in measured], **look)
             lower.plot(x, [m.scores[1] - m.scores[0] for m in measured], **look)
-        label = "this report's"
-        for point in own:
+        lower.plot([], [], "o", color=chart.VERMILION, ms=8, label="this report's")
+        for number, point in enumerate(own):
+            # Names go to the left of a point and the right of the next, so that neighbours' do not meet.
+            align, aside = ("right", -6) if number % 2 == len(own) % 2 else ("left", 6)
             for axes, y in ((upper, point.exponent), (lower, point.gain)):
                 if y is not None:
-                    axes.plot([point.capability], [y], "o", color=chart.VERMILION, ms=8, label=label)
-                    axes.annotate(point.name, (point.capability, y), (6, 5), textcoords="offset points", fontsize=9)
-            label = "_again"
+                    at = (point.capability, y)
+                    axes.plot(*at, "o", color=chart.VERMILION, ms=8)
+                    axes.annotate(point.name, at, (aside, 5), textcoords="offset points", ha=align, fontsize=9)
         upper.set(ylabel="best exponent", xlim=(-0.03, 1.03))
         lower.set(ylabel="-p over -log p,\npoints", xlabel="capability: mean p of the training targets")
         lower.margins(y=0.15)

@@ -8,7 +8,7 @@ from raysft.report.chart import Drawing, Missing, draw, legend, mark
 from raysft.results import Study, Trial, history
 from raysft.verdict import Verdict
 
-POINTS = 100  # of a curve; more are averaged
+POINTS = 40  # of a curve; more are averaged
 TRAINING = (("train/loss", "train/loss,\nof its start"), ("train/mean_probability", "train/mean_\nprobability"))
 
 

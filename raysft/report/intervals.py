@@ -30,7 +30,7 @@ def of_trial(study: Study, trial: Trial) -> Interval:
     value, error = study.value(trial), study.error(trial)
     assert value is not None
     reach = NORMAL * (error or 0.0)
-    return Interval(value, value - reach, value + reach)
+    return _possible(study, value, value - reach, value + reach)
 
 
 def of_candidate(study: Study, candidate: Candidate) -> Interval:
@@ -40,4 +40,11 @@ def of_candidate(study: Study, candidate: Candidate) -> Interval:
     parts = task_scores(study, candidate.trials, scores)
     against = paired(parts, [np.zeros_like(part) for part in parts])
     low, high = (edge if math.isfinite(edge) else candidate.mean for edge in (against.low, against.high))
-    return Interval(candidate.mean, low, high)
+    return _possible(study, candidate.mean, low, high)
+
+
+def _possible(study: Study, value: float, low: float, high: float) -> Interval:
+    """An interval as far as the metric can go: with few seeds it is wide."""
+    if study.metric.endswith("accuracy") or study.metric == "eval/mean_probability":
+        low, high = max(0.0, low), min(1.0, high)
+    return Interval(value, low, high)

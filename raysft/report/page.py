@@ -69,8 +69,8 @@ def _strength(capability: float) -> str:
 def _interval(interval: Interval | None) -> str:
     if interval is None:
         return "–"
-    reach = f" ± {(interval.high - interval.low) / 2:.3f}" if interval.known else ""
-    return f"{interval.value:.3f}{reach}"
+    edges = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval.known else ""
+    return f"{interval.value:.3f}{edges}"
 
 
 def _hours(cost: Cost) -> str:

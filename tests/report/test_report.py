@@ -110,7 +110,8 @@ def test_values_of_the_table_are_those_of_the_trials(parsed: Page, found: dict[s
     for trial in weak.compared():
         error = weak.error(trial)
         assert error is not None
-        assert f"{weak.value(trial):.3f} ± {1.96 * error:.3f}" in cells
+        value, reach = weak.value(trial) or 0.0, 1.96 * error
+        assert f"{value:.3f} [{value - reach:.2f}, {value + reach:.2f}]" in cells
     assert "0.050, weak" in cells
     assert "0.852, strong" in cells
     assert "the loss is nan" in cells
