@@ -357,6 +357,8 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
 
     console = Console()
     console.print(result_table(results, config))
+    if config.search.trials and not any(result.interrupted for result in results):
+        _report(config)
     console.print(f"Compare the runs in MLflow: {command(config)}", highlight=False, markup=False, soft_wrap=True)
     if any(result.interrupted for result in results):
         words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -365,6 +367,17 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
         raise typer.Exit(FAILED)
     if any(trial.status == "FAILED" for result in results for trial in result.trials):
         raise typer.Exit(FAILED)
+
+
+def _report(config: "SweepConfig") -> None:
+    """The answer. That it cannot be written is said, but the sweep is done."""
+    from raysft.report import report as write_report
+    from raysft.tracking import tracking_uri
+
+    try:
+        write_report([config.folder], None, tracking_uri(config), True, _say)
+    except (InputError, TrialFailed) as error:
+        _say(f"No report: {error}")
 
 
 if __name__ == "__main__":

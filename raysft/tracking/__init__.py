@@ -1,4 +1,4 @@
-"""MLflow, which only this package talks to, and only in the driver's process: one writer for each sweep.
+"""MLflow, to which only this package writes, and only in the driver's process: one writer for each sweep.
 
 Experiment = sweep; parent run = one backbone's study; child run = one trial. Every write may be repeated without
 doubling anything, so a write that MLflow does not take is kept and made later: after set-up, no failure of tracking
