@@ -94,14 +94,6 @@ class Study:
         sign = -1 if self.mode == "max" else 1
         return sorted(known, key=lambda t: sign * (self.value(t) or 0.0))
 
-    def confirmed(self) -> dict[str, list[Trial]]:
-        """Label -> the finished trials of the confirm stage, one a seed."""
-        found: dict[str, list[Trial]] = {}
-        for trial in self.trials:
-            if trial.role == "confirm" and self.value(trial) is not None:
-                found.setdefault(trial.label, []).append(trial)
-        return found
-
 
 @dataclass(frozen=True)
 class Scores:
