@@ -28,12 +28,13 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from raysft import spool, tracking
 from raysft.config import FileSource, HubSource, ReasoningGymSource, SweepConfig, TrialConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.objectives import Power
 from raysft.records import read_records, write_records
-from raysft.tracking import TABLE, Evaluations, Study, Tracking, _params, ui_command
+from raysft.tracking import TABLE, Evaluations, Study, Tracking, open_to_read, spool, tracking_uri, ui_command
+from raysft.tracking import study as writing
+from raysft.tracking.study import _params
 
 fork = multiprocessing.get_context("fork")
 
@@ -59,7 +60,7 @@ def point(step: int, **metrics: float) -> dict[str, Any]:
 def history(study: Study, trial_id: str, metric: str = "train/loss") -> list[tuple[int, float]]:
     """Step and value of all that is stored, in the order of the steps."""
     (row,) = [row for row in study.trials() if row["trial_id"] == trial_id]
-    found = study._client.get_metric_history(row["run_id"], metric)
+    found = study._runs.client.get_metric_history(row["run_id"], metric)
     return sorted((m.step, m.value) for m in found)
 
 
@@ -76,7 +77,7 @@ def children(config: SweepConfig) -> list[Run]:
 
 
 def all_runs(config: SweepConfig) -> list[Run]:
-    client = MlflowClient(tracking.tracking_uri(config))
+    client = MlflowClient(tracking_uri(config))
     return list(client.search_runs([client.get_experiment_by_name(config.name).experiment_id]))
 
 
@@ -547,7 +548,7 @@ def test_a_write_whose_answer_is_lost_is_not_doubled(
 def test_what_could_not_be_written_at_the_end_is_said(
     config: SweepConfig, forgetful: Forgetful, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracking, "END_SECONDS", 0.5)
+    monkeypatch.setattr(writing, "END_SECONDS", 0.5)
     config = sweep_in(config.output, forgetful.uri, "unsaid").for_backbone("tiny")
     study = Tracking(config).start_study(config)
     forgetful.target = "http://127.0.0.1:9"
@@ -657,6 +658,36 @@ def test_a_deleted_experiment_is_refused(config: SweepConfig) -> None:
     with pytest.raises(InputError, match="was deleted") as error:
         Tracking(config)
     assert f"--experiment-id {sweep.experiment_id}" in error.value.fix
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_finds_what_was_written(anywhere: SweepConfig) -> None:
+    tracking = Tracking(anywhere)
+    client = open_to_read(tracking.uri)
+    assert client.get_experiment_by_name(anywhere.name).experiment_id == tracking.experiment_id
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("sqlite:///{}/nothing/mlflow.db", "holds no runs"),
+        ("sqlite:///{}/empty.db", "holds no runs"),
+        ("sqlite:///{}/text.db", "not a database"),
+        ("http://127.0.0.1:9", "no server answers"),
+        ("{}/mlruns", "maintenance mode"),
+        ("ftp://127.0.0.1/x", "unsupported URI"),
+    ],
+)
+def test_a_reader_makes_nothing(tmp_path: Path, uri: str, reason: str) -> None:
+    (tmp_path / "empty.db").touch()
+    (tmp_path / "text.db").write_text("no database " * 100)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=reason) as error:
+        open_to_read(uri.format(tmp_path))
+    assert error.value.place == f"MLflow at {uri.format(tmp_path)}"
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # --- what users see --------------------------------------------------------------------------------------------------
