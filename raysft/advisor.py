@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from raysft import paper
-from raysft.capability import Capability
+from raysft.capability import Capability, resolve_threshold
+from raysft.config import METRIC_MODES, SweepConfig, TrialConfig
 from raysft.objectives import Power
+from raysft.objectives.auto import Auto
 
 EXPONENTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 10.0)
 THRESHOLDED = Power(exponent=0, threshold=0.2)
@@ -22,6 +24,7 @@ CANDIDATES = (*(Power(exponent=a) for a in EXPONENTS), THRESHOLDED)
 
 WIDTH = 1.0  # of the kernel, in logits of capability: .5 and .73 lie one apart
 PAPER_WEIGHT = 0.25  # of a study of the paper, where one of your own counts 1
+PROMISING = 0.1  # of relative score: how far behind the first an objective may be expected
 PATH = (0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.65, 0.75, 0.8, 0.85, 0.9, 0.95)  # capabilities that `follow` goes by
 
 Regime = Literal["strong", "intermediate", "weak"]
@@ -42,10 +45,15 @@ class Evidence:
     weight: float = 1.0
 
 
-PAPER = tuple(
-    Evidence(f"{m.backbone}, {m.domain} ({paper.CITATION})", m.capability, m.scores, m.thresholded, PAPER_WEIGHT)
-    for m in paper.MEASURED
-)
+def _of_paper(measured: paper.Measured) -> Evidence:
+    """At the weak end its best exponent is .1, for which its tables have no score: it then had that of -log p."""
+    weak = measured.capability <= paper.WEAK
+    scores = {**measured.scores, paper.WEAK_BEST: measured.scores[0]} if weak else measured.scores
+    name = f"{measured.backbone}, {measured.domain} ({paper.CITATION})"
+    return Evidence(name, measured.capability, scores, measured.thresholded, PAPER_WEIGHT)
+
+
+PAPER = tuple(map(_of_paper, paper.MEASURED))
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,10 @@ class Advice:
     def exponent(self) -> float:
         """The best one without a threshold."""
         return next(choice.exponent for choice in self.choices if choice.threshold is None)
+
+    def promising(self) -> list[Power]:
+        """What should lose little against the first, best first."""
+        return [c.objective for c in self.choices if c.expected >= self.choices[0].expected - PROMISING]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -181,6 +193,24 @@ def _choice(capability: float, known: Sequence[Evidence], objective: Power) -> C
     mean = sum(w * value for w, value in zip(weights, said, strict=True)) / total
     variance = sum(w * (value - mean) ** 2 for w, value in zip(weights, said, strict=True)) / total
     return Choice(objective.exponent, objective.threshold, mean, math.sqrt(variance))
+
+
+def resolve(trial: TrialConfig, capability: Capability, advice: Advice | None) -> TrialConfig:
+    """The trial with all filled in that follows from the probe: quantiles of p, and the exponent of `auto`."""
+    objective = trial.objective
+    if isinstance(objective, Auto):
+        assert advice is not None, "auto needs an advice"
+        advised = objective.with_advice(capability.mean_probability, advice.exponent, tuple(advice.path))
+        trial = trial.model_copy(update={"objective": advised})
+    return resolve_threshold(trial, capability)
+
+
+def asks_advice(config: SweepConfig, given: Sequence[TrialConfig]) -> bool:
+    """Whether anything in a study goes by an advice. It is about accuracy, so that no other search begins by it."""
+    about_accuracy = config.search.metric not in METRIC_MODES or config.search.metric == "eval/accuracy"
+    begins = config.search.advice and config.search.trials > 0 and about_accuracy
+    searched = any(family.type == "auto" for family in config.space.objectives)
+    return begins or searched or any(isinstance(trial.objective, Auto) for trial in given)
 
 
 def _confidence(own: float, first: Choice) -> Confidence:

@@ -13,7 +13,7 @@ from raysft import addition
 from raysft.backbone import load_model, load_tokenizer
 from raysft.check import check
 from raysft.config import BackboneConfig
-from raysft.demo import MANIFEST, SWEEP, Recipe, Pretraining, accuracy, character_tokenizer, make_demo, new_model
+from raysft.demo import MANIFEST, SWEEP, Pretraining, Recipe, accuracy, character_tokenizer, make_demo, new_model
 from raysft.errors import TrialFailed
 from raysft.quiet import libraries_quiet
 from raysft.sweepfile import load

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, FiniteFloat, model_validator
+from pydantic import BeforeValidator, Field, FiniteFloat, model_validator
 
 from raysft.objectives.base import Objective, Probability, exact
 from raysft.objectives.power import Power
@@ -14,7 +15,16 @@ from raysft.objectives.power import Power
 if TYPE_CHECKING:
     import torch
 
+
+def _parsed(value: Any) -> Any:
+    """A path that was stored as text, as parameters in MLflow are."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
 Waypoint = tuple[Annotated[float, Field(gt=0, lt=1)], FiniteFloat]  # mean of p, exponent
+
+
+Path = Annotated[tuple[Waypoint, ...], BeforeValidator(_parsed)]
 
 
 class Auto(Objective):
@@ -28,7 +38,9 @@ class Auto(Objective):
     follow: bool = Field(default=False, description="the exponent moves with the mean of p while the model is trained")
     exponent: FiniteFloat | None = Field(default=None, description="a; null: as advised for the backbone's capability")
     capability: Probability | None = Field(default=None, description="where the running mean of p starts; null: probed")
-    path: tuple[Waypoint, ...] = Field(default=(), description="mean of p and its exponent, of follow; empty: advised")
+    path: Annotated[tuple[Waypoint, ...], BeforeValidator(_parsed)] = Field(
+        default=(), description="mean of p and its exponent, of follow; empty: advised"
+    )
 
     filled_in: ClassVar[frozenset[str]] = frozenset({"exponent", "capability", "path"})
 

@@ -21,12 +21,14 @@ from typing import Any
 import ray
 from ray import tune
 
+from raysft.advisor import Advice, advise, asks_advice
 from raysft.capability import Capability
 from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
+from raysft.evidence import earlier_studies
 from raysft.progress import Progress
 from raysft.sweep.groups import GroupsInTurn
-from raysft.sweep.ledger import Ledger, TrialRow
+from raysft.sweep.ledger import Ledger, TrialRow, publish
 from raysft.sweep.mirror import Mirror
 from raysft.sweep.search import StudySearch
 from raysft.sweep.space import Space
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
 SETTINGS = "settings.json"
+ADVICE = "advice.json"
 RESULT = "study.json"
 TUNE = "tune"
 
@@ -239,7 +242,7 @@ class _Study:
         try:
             capability = self._measure(board, tracked)
             self.progress.capability(capability.mean_probability)
-            self._search(board, capability, tracked)
+            self._search(board, capability, self._advise(capability, tracked), tracked)
             rows = self.ledger.rows()
             interrupted = sum(row.status != "INTERRUPTED" for row in rows) < self.total
             result = StudyResult(name, capability, rows, self._best(rows), interrupted)
@@ -269,11 +272,27 @@ class _Study:
             self.progress.note(note)
         return Capability(**measured["capability"])
 
-    def _search(self, board: Any, capability: Capability, tracked: TrackedStudy) -> None:
+    def _advise(self, capability: Capability, tracked: TrackedStudy) -> Advice | None:
+        """By what was known when the study began; None where nothing goes by it."""
+        if not asks_advice(self.config, self.given):
+            return None
+        path = self.folder / ADVICE
+        if path.exists():
+            advice = Advice.from_json(path.read_text())
+        else:
+            evidence, note = earlier_studies(self.config)
+            if note:
+                self.progress.note(note)
+            advice = advise(capability, evidence)
+            publish(path, advice.to_json())
+        tracked.log_advice(advice)
+        return advice
+
+    def _search(self, board: Any, capability: Capability, advice: Advice | None, tracked: TrackedStudy) -> None:
         """Run Tune until every trial has ended, or to the user's interruption."""
         search = self.config.search
         space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
-        searcher = StudySearch(space, self.given, search, capability, self.ledger)
+        searcher = StudySearch(space, self.given, search, capability, self.ledger, advice)
         mirror = Mirror(tracked, board, self.ledger, self.progress)
         mirror.catch_up(searcher.paused)
         if not self.left:

@@ -62,9 +62,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _run(
-    wanted: list[Case], objectives: Callable[[Case], Any], what: str, args: argparse.Namespace
-) -> None:
+def _run(wanted: list[Case], objectives: Callable[[Case], Any], what: str, args: argparse.Namespace) -> None:
     """Train the objectives of each case, and append what came out as `what`."""
     args.results.parent.mkdir(parents=True, exist_ok=True)
     latest = time.time() + 60 * args.minutes

@@ -61,7 +61,10 @@ def config_of(case: Case, folder: Path, steps: int, sets: list[str]) -> SweepCon
     paths = {"backbone": own / "backbones" / case.level, "heldout": own / "data" / "heldout.jsonl"}
     own.mkdir(parents=True, exist_ok=True)
     with FileLock(own / ".lock"):  # two cases at once may want the same ones
-        make_demo(own, case.seed, log=lambda text: None) if case.task == "addition" else _make(own, case.task, case.seed)
+        if case.task == "addition":
+            make_demo(own, case.seed, log=lambda text: None)
+        else:
+            _make(own, case.task, case.seed)
     if case.task == "addition":
         paths["train"] = own / "data" / "train.jsonl"
         extra: list[str] = []
@@ -100,7 +103,8 @@ def _filtering(question: str, answer: str) -> Problem:
     assert found is not None
     keeps_larger = (found[1] == "Keep all") == (found[2] == "larger")
     listed = question.partition("[")[2].partition("]")[0]
-    return f"{'above' if keeps_larger else 'below'} {found[3]} {','.join(_numbers(listed))}?", ",".join(_numbers(answer))
+    side = "above" if keeps_larger else "below"
+    return f"{side} {found[3]} {','.join(_numbers(listed))}?", ",".join(_numbers(answer))
 
 
 def _spelling(question: str, answer: str) -> Problem:
