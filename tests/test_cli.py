@@ -104,7 +104,9 @@ def test_help_names_every_command() -> None:
     done = raysft_("--help")
     assert done.returncode == 0
     commands = re.findall(r"^  ([a-z]+)  +[A-Z]", done.stdout, re.MULTILINE)
-    assert {"demo", "check", "probe", "train", "sweep", "evaluate", "rescore", "submit", "schema"} <= set(commands)
+    assert {"demo", "check", "probe", "advise", "train", "sweep", "evaluate", "rescore", "submit", "schema"} <= set(
+        commands
+    )
 
 
 def test_schema_is_json_that_fits_a_sweep_file(sweep_file: Path) -> None:
@@ -193,6 +195,33 @@ def test_an_unknown_command_or_option_is_refused(arguments: tuple[str, ...], nam
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert named in done.stderr
+
+
+ROWS = "train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("{model}",), "advise: no data are named. Name them behind the model, or name a sweep file alone."),
+        (("{model}", "{data}", "--set", "seed=1"), "--set, --backbone: are of sweep files. Leave them out, or name a"),
+        (("{model}", "{data}", "--template", "planet"), "--template: 'planet' is unknown. Did you mean 'plain'?"),
+        (("{model}", "{data}", "--response", "respones"), "field 'respones' is missing. Did you mean 'response'?"),
+        (("{model}", "{data}", "--subset", "main"), "is a file, which has no subsets. Leave it out."),
+        (("{model}", "{data}x.jsonl"), "does not exist."),
+        (("{model}", "no such data set"), "no such folder"),
+        (("{model}x", "{data}"), "there is no such folder. Did you mean"),
+        (("{sweep}", "{data}"), "is a sweep file, which names its data itself. Change it with --set."),
+        (("{sweep}", "--backbone", "on"), "--backbone: 'on' is not in the file. Did you mean 'one'?"),
+        (("nothing.yaml",), "nothing.yaml: does not exist."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_advised_on_is_refused(
+    sweep_file: Path, tiny_backbone: Path, additions: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    places = {"model": str(tiny_backbone), "data": str(additions / ROWS), "sweep": str(sweep_file)}
+    assert said in refused(raysft_("advise", *(argument.format(**places) for argument in arguments)))
 
 
 # --- work in one process --------------------------------------------------------------------------------------------

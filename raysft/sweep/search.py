@@ -15,6 +15,8 @@ from raysft.sweep.halving import Halving
 from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.space import Space, sampler
 
+ADVISED = 3  # searched trials that the advice chooses, and no more than half of them
+
 
 class StudySearch(Searcher):
     """First the trials that were interrupted, then those that are promoted, then what is left of the given ones, then
@@ -126,7 +128,7 @@ class StudySearch(Searcher):
         tried = [trial.objective for trial in given]
         promising = [objective for objective in self.advice.promising() if objective not in tried]
         trials = [trial for objective in promising if (trial := self.space.of(objective, self.capability))]
-        return trials[: math.ceil(self.search.trials / 2)]
+        return trials[: min(ADVISED, math.ceil(self.search.trials / 2))]
 
     def _draw(self) -> TrialConfig:
         asked = self.study().ask()

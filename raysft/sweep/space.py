@@ -147,8 +147,13 @@ def _fixed(dimension: Any) -> Any:
 
 def _fits(dimension: Any, value: Any) -> bool:
     if isinstance(dimension, Range):
-        return value is not None and dimension.low <= value <= dimension.high
+        return value is not None and dimension.low <= value <= dimension.high and _on_step(dimension, value)
     return value in (dimension if isinstance(dimension, list) else [dimension])
+
+
+def _on_step(dimension: Range, value: float) -> bool:
+    steps = 0.0 if dimension.step is None else (value - dimension.low) / dimension.step
+    return abs(steps - round(steps)) < 1e-8
 
 
 class SpreadTPE(optuna.samplers.TPESampler):
