@@ -112,11 +112,14 @@ def _next(advice: Advice, file: Path | None) -> list[str]:
     if file is not None:
         lines += [shlex.join(["raysft", "sweep", str(file)]) + "     (begins with these, the baselines apart)"]
         lines += [shlex.join(["raysft", "train", str(file), "--exponent", f"{advice.exponent:g}"])]
-    low, high = _range(advice)
-    return [*lines, f"in a sweep file: space: {{exponent: {{low: {low:g}, high: {high:g}, log: true}}}}"]
+    return [*lines, f"in a sweep file: space: {{{', '.join(_space(advice))}}}"]
 
 
-def _range(advice: Advice) -> tuple[float, float]:
-    """From the smallest to the largest promising exponent, and half as far again on either side."""
+def _space(advice: Advice) -> list[str]:
+    """The exponents from half the smallest promising one to twice the largest, and thresholds where one promises."""
     near = [objective.exponent for objective in advice.promising() if objective.threshold is None]
-    return max(0.05, min(near) / 2), max(0.2, max(near) * 2)
+    low, high = max(0.05, min(near) / 2), min(10.0, max(0.2, max(near) * 2))
+    space = [f"exponent: {{low: {low:g}, high: {high:g}, log: true}}"]
+    if any(objective.threshold is not None for objective in advice.promising()):
+        space.append("threshold: {low: 0.05, high: 0.5}")
+    return space

@@ -9,21 +9,24 @@ from raysft.config import SweepConfig
 from raysft.errors import InputError
 from raysft.objectives import Power
 from raysft.results import Trial, trial_of
-from raysft.tracking import open_to_read, reading, tracking_uri
+from raysft.tracking import holds_runs, open_to_read, reading, tracking_uri
 
 METRIC = "eval/accuracy"
 MOST_RUNS = 5000  # the newest; enough for hundreds of studies, and read in seconds
 
 
 def earlier_studies(config: SweepConfig) -> tuple[list[Evidence], str | None]:
-    """The studies in the sweep's MLflow store that belong to other experiments; and why there are none, if so.
+    """The studies in the sweep's MLflow store that belong to other experiments; and why they could not be read, if so.
 
     Never raises for a store that cannot be read: the advice then rests on the paper.
     """
+    uri = tracking_uri(config)
+    if not holds_runs(uri):
+        return [], None
     try:
-        return _read(tracking_uri(config), config.name), None
+        return _read(uri, config.name), None
     except InputError as error:
-        return [], f"no earlier studies are taken into account: {error}"
+        return [], f"earlier studies are not taken into account: {error}"
 
 
 def _read(uri: str, own: str) -> list[Evidence]:

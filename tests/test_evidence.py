@@ -3,7 +3,6 @@
 import sqlite3
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,10 +82,8 @@ def test_what_cannot_be_compared_is_left_out(make_config: Make, asking: SweepCon
     assert earlier_studies(asking) == ([], None)
 
 
-def test_a_store_that_is_missing_or_broken_gives_a_note(make_config: Make, asking: SweepConfig, tmp_path: Path) -> None:
-    found, note = earlier_studies(asking)
-    assert found == []
-    assert "holds no runs" in str(note)
+def test_a_missing_store_gives_nothing_and_a_broken_one_a_note(make_config: Make, asking: SweepConfig) -> None:
+    assert earlier_studies(asking) == ([], None)
     assert not asking.output.exists(), "reading makes nothing"
     asking.output.mkdir(parents=True)
     file = asking.output / "mlflow.db"

@@ -16,7 +16,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from raysft.tracking.evaluations import TABLE, Evaluations
-from raysft.tracking.store import active, default_uri, open_to_read, reading, tracking_uri, ui_command
+from raysft.tracking.store import active, default_uri, holds_runs, open_to_read, reading, tracking_uri, ui_command
 from raysft.tracking.study import STUDY_ID, Study, Tracking
 
 for _name in ("mlflow", "alembic"):  # what they would say reaches this package as exceptions, and is worded here
@@ -30,6 +30,7 @@ __all__ = [
     "Tracking",
     "active",
     "default_uri",
+    "holds_runs",
     "open_to_read",
     "reading",
     "tracking_uri",

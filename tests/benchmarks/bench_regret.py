@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("build/regret"), help="for backbones and data")
     parser.add_argument("--tasks", nargs="+", choices=regret_cases.NAMES, default=regret_cases.NAMES, metavar="TASK")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--steps", type=int, default=250, help="of a trial")
+    parser.add_argument("--steps", type=int, default=250, help="of a trial; twice as many on a weak backbone")
     parser.add_argument("--set", action="append", default=[], dest="sets", help="as in raysft sweep; may be repeated")
     parser.add_argument("--processes", type=int, default=2, help="cases at once")
     parser.add_argument("--minutes", type=float, default=60, help="after which no further case begins")

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from itertools import product, starmap
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ from raysft.sweepfile import load
 Problem = tuple[str, str]  # prompt, response
 
 LEVELS = {"weak": 0, "early": 100, "mid": 400, "strong": 1200}  # steps on clean solutions before the SFT
-BOTH_DATA = ("weak", "mid", "strong")  # levels at which the clean data are tried as well
+CLEAN = ("strong", "mid")  # levels at which the clean data are tried as well
+ORDER = ("strong", "weak", "mid", "early")
+LONGER = 2  # times the steps for weak backbones, which have learned nothing that can be told apart before
 POOL, HELDOUT, DEMONSTRATIONS = 6000, 200, 3200
 SLIPS = 0.25  # share of noisy solutions with one wrong character
 
@@ -48,18 +49,16 @@ def cases(tasks: list[str], seeds: list[int]) -> list[Case]:
     """Seed by seed, so that a run that is ended early has all cases of the first seeds; tasks in turn, because two
     cases of one task at once would wait for the same materials.
     """
-    every = starmap(_case, product(seeds, LEVELS, (True, False), tasks))
+    every = [
+        Case(task, noisy, level, seed) for seed in seeds for noisy in (True, False) for level in ORDER for task in tasks
+    ]
     return [case for case in every if _is_tried(case)]
-
-
-def _case(seed: int, level: str, noisy: bool, task: str) -> Case:
-    return Case(task, noisy, level, seed)
 
 
 def _is_tried(case: Case) -> bool:
     if case.task == "addition":  # the demo has no backbone `early` and no clean data
         return case.noisy and case.level != "early"
-    return case.noisy or case.level in BOTH_DATA
+    return case.noisy or case.level in CLEAN
 
 
 def config_of(case: Case, folder: Path, steps: int, sets: list[str]) -> SweepConfig:
@@ -85,7 +84,7 @@ def config_of(case: Case, folder: Path, steps: int, sets: list[str]) -> SweepCon
         "name": case.name(),
         "output": json.dumps(str(folder / "runs")),
         "seed": str(case.seed),
-        "training.steps": str(steps),
+        "training.steps": str(steps * LONGER if case.level == "weak" else steps),
         "export": "none",
     }
     config = load(SHIPPED, [*(f"{key}={value}" for key, value in values.items()), *extra, *sets])
