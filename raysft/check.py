@@ -6,6 +6,7 @@ from pathlib import Path
 
 from raysft.config import SweepConfig, total_steps
 from raysft.preflight import Shapes, check_backbone, check_data, check_output, check_tasks
+from raysft.sweep.confirm import most_confirm_trials
 
 CHECKPOINTS = 3  # of a trial at its fullest: two are kept while the next is written
 
@@ -14,7 +15,8 @@ CHECKPOINTS = 3  # of a trial at its fullest: two are kept while the next is wri
 class BackbonePlan:
     """One backbone's study. None: known only when data or weights are fetched from the hub.
 
-    samples, steps, tokens: of one trial, at most. at_once: trials, None where the cluster's size decides.
+    confirming: trials after the search, at most. samples, steps, tokens: of one trial, at most. at_once: trials, None
+    where the cluster's size decides.
     checkpoint_bytes: of one trial; export_bytes: of the models that are kept.
     """
 
@@ -22,6 +24,7 @@ class BackbonePlan:
     path: str
     baselines: int
     searched: int
+    confirming: int
     workers: int
     resources: dict[str, float]
     at_once: int | None
@@ -33,7 +36,7 @@ class BackbonePlan:
 
     @property
     def trials(self) -> int:
-        return self.baselines + self.searched
+        return self.baselines + self.searched + self.confirming
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     trials = sum(b.trials for b in plan.backbones)
     rows = [("sweep", plan.name), ("results in", str(plan.folder)), ("trials", f"{trials:,}")]
     for b in plan.backbones:
+        confirming = f", at most {b.confirming} to confirm" if b.confirming else ""
         needs = " + ".join(f"{amount:g} {name}" for name, amount in b.resources.items())
         rows += [
             (f"backbone {b.name}", b.path),
-            ("  trials", f"{b.trials:,} ({b.baselines} baselines, {b.searched} searched)"),
+            ("  trials", f"{b.trials:,} ({b.baselines} baselines, {b.searched} searched{confirming})"),
             ("  trials at once", "as many as fit the cluster" if b.at_once is None else f"at most {b.at_once}"),
             ("  workers of a trial", f"{b.workers} of {needs}"),
             ("  training samples", _count(b.samples)),
@@ -94,13 +98,14 @@ def _size(number: int | None) -> str:
 def _plan(study: SweepConfig, samples: int | None, shapes: Shapes | None) -> BackbonePlan:
     training, workers = study.training, study.workers
     steps = training.steps if samples is None else total_steps(training, samples)
-    trials = len(study.all_baselines()) + study.search.trials
+    trials = len(study.all_baselines()) + study.search.trials + most_confirm_trials(study)
     models = {"none": 0, "best": 1, "all": trials}[study.export]
     return BackbonePlan(
         name=study.backbone.name,
         path=study.backbone.path,
         baselines=len(study.all_baselines()),
         searched=study.search.trials,
+        confirming=most_confirm_trials(study),
         workers=workers.count,
         resources=workers.resources,
         at_once=workers.max_concurrent,

@@ -115,7 +115,8 @@ def train(
         train_here(study, trial, _say)
         return
     alone = config.search.model_copy(update={"trials": 0})
-    config = config.model_copy(update={"name": f"{config.name}-{trial.name()}", "search": alone, "export": "all"})
+    single = {"name": f"{config.name}-{trial.name()}", "search": alone, "confirm": None, "export": "all"}
+    config = config.model_copy(update=single)
     _finish(config, _sweep(config, resume, address, lambda study: [trial]))
 
 
@@ -248,6 +249,28 @@ def rescore(
     tasks = load_tasks([task] if task else names, sets)
     by_name = dict.fromkeys(names, next(iter(tasks.values()))) if task else tasks
     judge_anew(records, by_name, output or records.with_name("rescored.jsonl.gz"), _say)
+
+
+@app.command()
+def report(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[TARGET]...",
+            help="sweep files, sweeps' folders (runs/NAME) or MLflow experiments; default: the newest under runs",
+            show_default=False,
+        ),
+    ] = None,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow tracking URI; default: the sweep's own, else MLFLOW_TRACKING_URI")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="folder; default: report in the sweep's folder")] = None,
+    log: Annotated[bool, typer.Option("--log/--no-log", help="keep the report in MLflow, too")] = True,
+) -> None:
+    """Say which objective each backbone wants, on one page with figures and costs."""
+    from raysft.report import report as write_report
+
+    write_report(targets or [], output, tracking, log, _say)
 
 
 @app.command()

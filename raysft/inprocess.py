@@ -75,6 +75,7 @@ def evaluate_here(config: SweepConfig, model: str | None, say: Say) -> dict[str,
 
     if model is not None:
         config = config.model_copy(update={"backbones": [BackboneConfig(name=config.backbone.name, path=model)]})
+    config = config.model_copy(update={"confirm": None})  # all problems
     bench = bench_here(config)
     for note in bench.notes():
         say(note)

@@ -3,17 +3,12 @@
 Alone in its process, because sympy can take for ever on what a model writes, and only a process can be stopped.
 """
 
-import faulthandler
-import json
-import logging
 import math
-import os
 import re
-import resource
-import sys
 from typing import Any
 
-MEMORY_BYTES = 4 * 2**30  # a power tower asks for more than any machine has
+from raysft.judging import serve
+
 LONGEST = 1000  # characters of an answer: longer ones are no answers, and cost seconds to parse
 
 ROUND_OFF = 1e-6  # of decimal numbers that are written out: 0.333333 is 1/3
@@ -81,23 +76,5 @@ def _reals(expression: Any, text: str) -> list[float]:
     return [value.real, 100 * value.real] if "%" in text else [value.real]
 
 
-def serve() -> None:
-    """Answers lines of JSON [reference, answer, tolerance, seconds] with true or false, until its input ends.
-
-    The asking process kills it when it is late. If that one has died, it ends itself, at twice the seconds.
-    """
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever a library prints is no answer
-    logging.disable(logging.CRITICAL)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    judge("\\frac{1}{2}", "x+1")  # imports sympy and builds its parser
-    print("ready", file=answers)
-    for line in sys.stdin:
-        reference, answer, tolerance, seconds = json.loads(line)
-        faulthandler.dump_traceback_later(2 * seconds, exit=True)
-        try:
-            verdict = judge(reference, answer, tolerance)
-        except (Exception, RecursionError):  # what cannot be parsed or compared is not the answer
-            verdict = False
-        faulthandler.cancel_dump_traceback_later()
-        print(json.dumps(verdict), file=answers)
+def main() -> None:
+    serve(judge, "\\frac{1}{2}", "x+1")  # imports sympy and builds its parser

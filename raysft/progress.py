@@ -139,7 +139,9 @@ class Progress:
 
     def _best(self) -> Line | None:
         sign = 1 if self.config and self.config.search.mode == "max" else -1
-        done = [line for line in self.lines.values() if line.status == "finished" and line.value is not None]
+        """Of the search: what confirms it is judged on other problems."""
+        searched = [line for line in self.lines.values() if line.trial.role != "confirm"]
+        done = [line for line in searched if line.status == "finished" and line.value is not None]
         return max(done, key=lambda line: sign * (line.value or 0.0), default=None)
 
     def _left(self) -> str:

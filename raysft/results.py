@@ -195,10 +195,11 @@ def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
 def _study(client: MlflowClient, place: Place, run: Run, trials: list[Trial], earlier: int) -> Study:
     tags, notes = run.data.tags, list[str]()
     capability = config = None
-    settings = yaml.safe_load(_text(client, run.info.run_id, "config.yaml") or "null")
+    settings: Any = None
     try:
+        settings = yaml.safe_load(_text(client, run.info.run_id, "config.yaml") or "null")
         config = SweepConfig.model_validate(settings)
-    except ValidationError:
+    except (yaml.YAMLError, ValidationError):
         was = tags.get("version/raysft", "unknown")
         notes.append(f"Its config.yaml is missing or of another version of raysft ({was}), so settings are unknown.")
     try:

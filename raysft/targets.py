@@ -13,10 +13,13 @@ RUNS = Path("runs")  # the output folder where none is named
 
 @dataclass(frozen=True)
 class Place:
-    """An experiment. ids: of the studies that are meant, all where it is empty; fix: what to do if nothing is there."""
+    """An experiment. folder: of the sweep's output; ids: of the studies that are meant, all where it is empty; fix:
+    what to do if nothing is there.
+    """
 
     uri: str
     name: str
+    folder: Path
     ids: frozenset[str] = frozenset()
     fix: str = ""
 
@@ -26,11 +29,11 @@ def place_of(target: str, uri: str | None) -> Place:
     if target.endswith((".yaml", ".yml")):
         config = load(Path(target))
         fix = f"Run it first: raysft sweep {target}"
-        return Place(uri or tracking_uri(config), config.name, _study_ids(config.folder), fix)
+        return Place(uri or tracking_uri(config), config.name, config.folder, _study_ids(config.folder), fix)
     folder = Path(target)
     if not folder.is_dir():
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(RUNS)
-        return Place(uri, target, fix="Name the store with --tracking.")
+        return Place(uri, target, RUNS / target, fix="Name the store with --tracking.")
     folder = folder.resolve()
     if not (ids := _study_ids(folder)):
         raise InputError(target, "is no sweep's folder.", _sweeps_near(folder))
@@ -38,7 +41,7 @@ def place_of(target: str, uri: str | None) -> Place:
     uri = uri or (default_uri(folder.parent) if beside.exists() else os.environ.get("MLFLOW_TRACKING_URI"))
     if uri is None:
         raise InputError(target, f"has no {beside.name} beside it.", "Name the store with --tracking.")
-    return Place(uri, folder.name, ids)
+    return Place(uri, folder.name, folder, ids)
 
 
 def _study_ids(folder: Path) -> frozenset[str]:

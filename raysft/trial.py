@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from raysft.backbone import collate, load_model, load_tokenizer, pack
 from raysft.capability import Capability
 from raysft.config import TRIAL_SECTIONS, Job, SweepConfig, TrialConfig, config_hash, total_steps
+from raysft.data.problems import Part, part_of
 from raysft.data.tokenized import split
 from raysft.errors import InputError, TrialFailed
-from raysft.evaluation import evaluate, load_problems, write_records
+from raysft.evaluation import Problems, evaluate, load_problems, write_records
 from raysft.evaluation.decoding import why_not
 from raysft.probe import probe
 from raysft.ranks import Ranks
@@ -45,6 +46,13 @@ RESULT = "result.json"
 STATUS: dict[str, Literal["dropped", "saved", "paused"]] = {"drop": "dropped", "save": "saved", "pause": "paused"}
 
 
+def part_asked(config: SweepConfig, trial: TrialConfig) -> Part:
+    """The problems that a trial is judged on."""
+    if config.confirm is None or trial.role == "train":
+        return "all"
+    return "report" if trial.role == "confirm" else "search"
+
+
 class Bench:
     def __init__(
         self, config: SweepConfig, engine: Literal["plain", "zero"], ranks: Ranks, device: torch.device
@@ -57,6 +65,7 @@ class Bench:
         self.train, self.heldout = split(config.data, self.tokenizer, config.output / "cache")
         self.base = load_model(config.backbone, config.training.precision)
         problems = load_problems(self.base, self.tokenizer, self.heldout, config)  # refused now if not scorable later
+        self._check_parts(problems)
         self.tasks = {f"task {p.name}": p.fingerprint for p in problems if p.name in config.evaluation.tasks}
         self.steps = total_steps(config.training, len(self.train))
         self.padded_because, self.slow_because = self._try_model()
@@ -77,6 +86,18 @@ class Bench:
         slow_because = why_not(model) if evaluation.generation or evaluation.tasks else None
         self.base.to("cpu")  # type: ignore[arg-type]
         return padded_because, slow_because
+
+    def _check_parts(self, problems: list[Problems]) -> None:
+        """Raises InputError where the search or the report is left without problems or held-out samples."""
+        if (confirm := self.config.confirm) is None:
+            return
+        parts: tuple[Part, ...] = ("search", "report")
+        for part in parts:
+            for asked in problems:
+                asked.of_part(part, confirm.share)
+            if not part_of(range(len(self.heldout)), part, confirm.share):
+                reason = f"share {confirm.share:g} leaves none of {len(self.heldout)} held-out samples to the {part}."
+                raise InputError("confirm", reason, "Change confirm.share, or hold out more samples.")
 
     def _check_lanes(self) -> None:
         """Raises InputError for a backbone whose trials cannot train side by side; leaves it where they will."""
@@ -208,8 +229,10 @@ class Bench:
 
     def _evaluate(self, engine: Engine, job: Job) -> Metrics:
         model = engine.full_model()
+        part = part_asked(self.config, job.trial)
+        seed = job.trial.seed
         evaluation = evaluate(
-            model, self.tokenizer, self.heldout, self.config, self.ranks, self.device, seed=job.trial.seed
+            model, self.tokenizer, self.heldout, self.config, self.ranks, self.device, seed, part=part
         )
         if self.ranks.rank == 0 and evaluation.records:
             write_records(evaluation.records, job.folder / "completions.jsonl.gz")

@@ -1,20 +1,23 @@
-"""A tiny real backbone, tiny real data, and one local Ray for the whole session."""
+"""A tiny real backbone, tiny real data, made-up sweeps in a real MLflow, and one local Ray for the whole session."""
 
 import json
 import os
 import random
+import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
-from raysft.config import SweepConfig
+from raysft.capability import CONFIDENT, LEVELS, Capability
+from raysft.config import PAPER_BASELINES, SweepConfig, TrialConfig
+from raysft.objectives import Power
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and workers share the cores
 
 settings.register_profile("raysft", deadline=None)  # no example is timed: the machine is noisy
@@ -124,3 +127,119 @@ def ray_cluster() -> Iterator[None]:
     yield
     ray.shutdown()
     signal.signal(signal.SIGINT, interrupted)  # Tune leaves its own, and pytest-xdist ends processes by it
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty database of MLflow, to be copied: making one takes seconds."""
+    from raysft.tracking import Tracking
+
+    folder = tmp_path_factory.mktemp("migrated")
+    backbone, source = {"name": "none", "path": "none"}, {"kind": "file", "path": "none.jsonl"}
+    values = {"name": "unused", "output": str(folder), "backbones": [backbone], "data": {"train": source}}
+    Tracking(SweepConfig.model_validate(values | {"search": {"metric": "eval/nll"}}))
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def made(migrated: Path, tmp_path: Path) -> "MadeSweeps":
+    output = tmp_path / "runs"
+    output.mkdir()
+    shutil.copy(migrated, output / "mlflow.db")
+    return MadeSweeps(output)
+
+
+class MadeSweeps:
+    """Made-up sweeps, written to a real MLflow as a sweep would have. output: the folder that they share."""
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+
+    def sweep(self, *backbones: str, name: str = "made", **changes: Any) -> SweepConfig:
+        values: dict[str, Any] = {
+            "name": name,
+            "output": str(self.output),
+            "backbones": [{"name": b, "path": f"models/{b}"} for b in backbones or ("tiny",)],
+            "data": {"train": {"kind": "file", "path": "train.jsonl"}},
+            "training": {"steps": 20, "global_batch_size": 8},
+            "evaluation": {"generation": {"answer_pattern": "#(.+)"}},
+        }
+        return SweepConfig.model_validate(values | changes)
+
+    @staticmethod
+    def capable(mean: float) -> Capability:
+        """A base model whose p is spread as Beta(3 mean, 3 (1 - mean)), by 4,000 draws."""
+        p = np.random.default_rng(0).beta(3 * mean, 3 * (1 - mean), 4000)
+        histogram = np.histogram(p, bins=20, range=(0, 1))[0].tolist()
+        quantiles, above = np.quantile(p, LEVELS).tolist(), float((p >= CONFIDENT).mean())
+        return Capability(float(p.mean()), float(np.log(p).mean()), above, p.size, 100, quantiles, histogram)
+
+    @staticmethod
+    def trials(*exponents: float, rate: float = 1e-3) -> list[TrialConfig]:
+        """The paper's baselines, then trials of these exponents."""
+        given = [TrialConfig(objective=b, learning_rate=rate, seed=0, role="baseline") for b in PAPER_BASELINES]
+        return given + [TrialConfig(objective=Power(exponent=a), learning_rate=rate, seed=0) for a in exponents]
+
+    @staticmethod
+    def wants(best: float) -> Callable[[TrialConfig], float]:
+        """How often a trial is right, for a backbone that wants this exponent: the less, the farther it is."""
+
+        def accuracy(trial: TrialConfig) -> float:
+            exponent = max(0.0, getattr(trial.objective, "exponent", 0.0))
+            away = abs(np.log10(0.05 + exponent) - np.log10(0.05 + best))
+            return float(np.clip(0.8 - 0.25 * away - 0.05 * (trial.objective.threshold or 0), 0, 1))
+
+        return accuracy
+
+    def track(
+        self,
+        config: SweepConfig,
+        trials: Sequence[TrialConfig],
+        accuracy: Callable[[TrialConfig], float] | None = None,
+        capability: Capability | None = None,
+        others: dict[int, tuple[str, str]] | None = None,
+        ended: bool = True,
+    ) -> None:
+        """The study of a config made by for_backbone: 40 problems, each asked twice.
+
+        others: status and reason of trials that did not finish, by their position; these have no score.
+        """
+        from raysft.tracking import Tracking
+
+        study = Tracking(config).start_study(config)
+        study.log_capability((capability or self.capable(0.5)).to_dict())
+        study.log_data("train", config.data.train, "0" * 16, {"kept": 100, "tokens": 1200})
+        for position, trial in enumerate(trials):
+            trial_id = f"{position:04d}"
+            status, reason = (others or {}).get(position, ("FINISHED", ""))
+            points: list[dict[str, Any]] = [
+                {"step": step, "time": 1.7e9 + step, "train/loss": 2 / step, "train/mean_probability": 1 - 0.5 / step}
+                for step in range(1, 21)
+            ]
+            records = None
+            if status == "FINISHED":
+                records = config.folder / config.backbone.name / "trials" / trial_id / "completions.jsonl.gz"
+                scored = _answers(trial.seed, (accuracy or self.wants(1.0))(trial))
+                points[-1] |= {"eval/nll": 1.0, "time/seconds": 30.0, **_written(scored, records)}
+            study.start_trial(trial_id, trial)
+            study.log_points(trial_id, points)
+            if status != "RUNNING":
+                study.end_trial(trial_id, status, reason, completions=records)  # type: ignore[arg-type]
+        if ended:
+            study.end("FINISHED")
+
+
+def _answers(seed: int, accuracy: float) -> list[dict[str, Any]]:
+    right = np.random.default_rng(seed).random((40, 2)) < accuracy
+    asked = {"task": "generation", "reference": "1", "completion": "#1", "how": "exact"}
+    return [asked | {"problem": p, "sample": s, "score": float(score)} for (p, s), score in np.ndenumerate(right)]
+
+
+def _written(records: list[dict[str, Any]], path: Path) -> dict[str, float]:
+    """Write them as a trial does; returns what it would log of them."""
+    from raysft.evaluation.accuracy import summary
+    from raysft.records import write_records
+
+    path.parent.mkdir(parents=True)
+    write_records(records, path)
+    return summary(records, "eval/")

@@ -89,7 +89,7 @@ def test_figlet_is_the_papers_task(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     config = load(FOLDER / "figlet.yaml")
     plans = check(config).backbones
-    assert {(plan.samples, plan.steps, plan.trials) for plan in plans} == {(40_000, 156, 20)}
+    assert {(plan.samples, plan.steps, plan.trials) for plan in plans} == {(40_000, 156, 35)}
     train, heldout, task = config.data.train, config.data.heldout, config.evaluation.tasks["figlet_font"]
     assert isinstance(train, ReasoningGymSource)
     assert isinstance(heldout, ReasoningGymSource)

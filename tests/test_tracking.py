@@ -101,14 +101,6 @@ def sweep_in(output: Path, uri: str | None = None, name: str = "sweep") -> Sweep
     )
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty database of MLflow, to be copied: making one takes seconds."""
-    config = sweep_in(tmp_path_factory.mktemp("migrated"), name="unused")
-    Tracking(config)
-    return config.output / "mlflow.db"
-
-
 def fresh(migrated: Path, output: Path) -> SweepConfig:
     output.mkdir(parents=True, exist_ok=True)
     shutil.copy(migrated, output / "mlflow.db")

@@ -39,7 +39,9 @@ class GenerationConfig(Strict):
     )
     main_score: str | None = Field(default=None, description="of a scorer with several; null: the first")
     tolerance: float = Field(default=1e-4, ge=0, lt=1, description="of math: relative, where a number is a decimal one")
-    timeout: float = Field(default=5.0, gt=0, description="of math: seconds for one comparison, which then fails")
+    timeout: float = Field(
+        default=5.0, gt=0, description="of math and reasoning_gym: seconds to judge an answer, which then fails"
+    )
     problems: int | None = Field(default=256, gt=0, description="at most so many, at an even stride; null: all")
     samples: int = Field(default=1, gt=0, description="k of avg@k")
     temperature: float = Field(default=1.0, ge=0, description="0 is greedy")

@@ -185,6 +185,15 @@ class SearchConfig(Strict):
         return found[1] if found else None
 
 
+class ConfirmConfig(Strict):
+    """After the search, its winner and the paper's baselines again, judged on problems that the search never saw."""
+
+    seeds: int = Field(default=3, gt=0, description="of each, other ones than the search's; may be raised later")
+    share: float = Field(
+        default=0.5, gt=0, lt=1, description="of the held-out problems, and of each task's, that are kept for this"
+    )
+
+
 class TrackingConfig(Strict):
     uri: str | None = Field(default=None, description="MLflow tracking URI; null: sqlite under the output folder")
 
@@ -193,8 +202,11 @@ class TrackingConfig(Strict):
 
 # What decides what a trial computes, and what a study tries. The rest, such as the output's place, the tracking or the
 # number of workers at once, may change when a sweep is resumed.
-TRIAL_SECTIONS = {"seed", "backbones", "data", "training", "zero", "evaluation"}
-STUDY_SECTIONS = TRIAL_SECTIONS | {"space", "baselines", "search", "probe"}
+TRIAL_SECTIONS: dict[str, Any] = {
+    **dict.fromkeys(("seed", "backbones", "data", "training", "zero", "evaluation"), True),
+    "confirm": {"share"},
+}
+STUDY_SECTIONS = TRIAL_SECTIONS | dict.fromkeys(("space", "baselines", "search", "probe"), True)
 OVERRIDABLE = ("data", "space", "training", "zero", "workers", "evaluation", "probe")
 
 
@@ -212,6 +224,7 @@ class SweepConfig(Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     probe: ProbeConfig = ProbeConfig()
     search: SearchConfig = SearchConfig()
+    confirm: ConfirmConfig | None = Field(default=None, description="null: the search's own numbers are all there is")
     tracking: TrackingConfig = TrackingConfig()
     export: Literal["best", "all", "none"] = Field(default="best", description="trained models kept as folders")
 
@@ -291,7 +304,7 @@ class TrialConfig(Strict):
     objective: AnyObjective
     learning_rate: float = Field(gt=0)
     seed: int = Field(ge=0)
-    role: Literal["baseline", "search", "train"] = "search"
+    role: Literal["baseline", "search", "train", "confirm"] = "search"
     quantile: Probability | None = Field(default=None, description="of the base model's p that gave the threshold")
     upper_quantile: Probability | None = Field(default=None, description="the same of the objective's upper")
 

@@ -1,20 +1,36 @@
 """The problems of a task, read from its source: what the model is told, and the answer that it is judged by."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, Literal
 
 from raysft.config import TaskConfig
 from raysft.data.rows import Row, describe, read_rows
 from raysft.data.sources import Example, as_text, kind_of, value_of
 from raysft.errors import InputError, did_you_mean
 
+Part = Literal["all", "search", "report"]  # of the problems: what the search never sees is kept for the report
+
 
 def spread(total: int, count: int | None) -> list[int]:
     """`count` indices below `total` at an even stride from 0 on; all of them where there are no more."""
     count = total if count is None else min(count, total)
     return [i * total // count for i in range(count)]
+
+
+def part_of(numbers: Sequence[int], part: Part, share: float) -> list[int]:
+    """Those of the numbered problems that belong to a part: a share of them to the report, the others to the search.
+
+    A problem's part depends on its number alone, whichever others there are.
+    """
+    return [number for number in numbers if part == "all" or (_place(number) < share) == (part == "report")]
+
+
+def _place(number: int) -> float:
+    """In [0, 1), as if drawn at random."""
+    return int.from_bytes(hashlib.sha256(str(number).encode()).digest()[:4]) / 2**32
 
 
 def task_examples(name: str, task: TaskConfig) -> list[Example]:

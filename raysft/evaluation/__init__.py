@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysft.backbone import collate
 from raysft.config import SweepConfig
+from raysft.data.problems import Part, part_of
 from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
 from raysft.evaluation.accuracy import (
@@ -84,17 +85,22 @@ def evaluate(
     device: torch.device,
     seed: int,
     progress: Progress | None = None,
+    part: Part = "all",
 ) -> Evaluation:
     """Evaluate a model, whose weights lie whole on `device`, as config.evaluation says. Collective.
+
+    part: the problems that are asked, and the held-out samples that are scored, as config.confirm.share divides them.
 
     Metrics and records are the same and complete on every rank. The model's mode, its settings and torch's random
     state are afterwards what they were. Raises InputError where problems cannot be scored (before anything runs), and
     TrialFailed where the model gives no finite probabilities.
     """
     model = plain(model)
-    problems = load_problems(model, tokenizer, heldout, config)
+    share = config.confirm.share if config.confirm else 0.0
+    problems = [asked.of_part(part, share) for asked in load_problems(model, tokenizer, heldout, config)]
+    scored = part_of(range(len(heldout)), part, share)
     budget = config.training.micro_batch_tokens
-    metrics = heldout_scores(model, heldout, budget, collate(model, tokenizer), ranks, device)
+    metrics = heldout_scores(model, heldout, budget, collate(model, tokenizer), ranks, device, scored)
     if not math.isfinite(metrics["eval/nll"]):
         raise TrialFailed(f"the held-out NLL is {metrics['eval/nll']}: the weights are no longer numbers.")
     asked = ask(model, tokenizer, problems, budget, ranks, device, seed, progress)

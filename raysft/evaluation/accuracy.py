@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from raysft.config import GenerationConfig, SweepConfig, TaskConfig, Template, config_hash
-from raysft.data.problems import spread, task_examples
+from raysft.data.problems import Part, part_of, spread, task_examples
 from raysft.data.render import end_token_ids, render_prompt
 from raysft.data.sources import Example
 from raysft.data.tokenized import TokenizedData
@@ -52,6 +52,20 @@ class Problems:
     def fingerprint(self) -> str:
         """Differs whenever a prompt or an answer differs."""
         return config_hash({"prompts": self.prompts, "answers": [example.response for example in self.examples]})
+
+    def of_part(self, part: Part, share: float) -> "Problems":
+        """Those of one part. Raises InputError where there is none."""
+        kept = set(part_of(self.numbers, part, share))
+        if not kept:
+            reason = f"share {share:g} leaves none of the {len(self.numbers)} problems of {self.setting} to the {part}."
+            raise InputError("confirm", reason, "Change confirm.share, or ask more problems.")
+        at = [i for i, number in enumerate(self.numbers) if number in kept]
+        return replace(
+            self,
+            numbers=[self.numbers[i] for i in at],
+            examples=[self.examples[i] for i in at],
+            prompts=[self.prompts[i] for i in at],
+        )
 
 
 def load_problems(

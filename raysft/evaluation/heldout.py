@@ -1,6 +1,7 @@
 """Held-out scores that are the same function for every objective."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,9 +21,15 @@ CHUNK_ROWS = {"cpu": 256, "cuda": 1024}
 
 
 def heldout_scores(
-    model: PreTrainedModel, data: TokenizedData, budget: int, collate: Collate, ranks: Ranks, device: torch.device
+    model: PreTrainedModel,
+    data: TokenizedData,
+    budget: int,
+    collate: Collate,
+    ranks: Ranks,
+    device: torch.device,
+    samples: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """Means over all supervised tokens of `data`.
+    """Means over all supervised tokens of the data's `samples` (default: all).
 
     eval/nll: -log p in nats; eval/mean_probability: p (Eq. 5 of arXiv 2510.00526); eval/token_accuracy: whether no
     token is likelier than the target; eval/entropy: that of the prediction, in nats; eval/calibration_error: how far
@@ -31,7 +38,8 @@ def heldout_scores(
     Collective, and the same on every rank. Sums are exact over batches of float64 sums: the number of ranks changes
     no bit, the budget (tokens of a batch) no more than the round-off of the logits.
     """
-    mine = batch_logps(model, data, range(len(data)), budget, collate, ranks, device, of=token_scores)
+    samples = range(len(data)) if samples is None else samples
+    mine = batch_logps(model, data, samples, budget, collate, ranks, device, of=token_scores)
     sums = [_sums(scores) for scores in mine]
     batches = [batch for part in ranks.gather(sums) for batch in part]
     logp, probability, right, entropy, *binned = [math.fsum(column) for column in zip(*batches, strict=True)]

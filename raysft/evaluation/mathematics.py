@@ -3,17 +3,13 @@
 import re
 from collections.abc import Sequence
 
-import torch
-
 from raysft.data.problems import last_match
 from raysft.data.sources import Example
 from raysft.errors import InputError
 from raysft.evaluation.boxed import last_boxed
-from raysft.evaluation.pool import TIMEOUT, Question, Verdict, pool
-from raysft.evaluation.scorers import Scored, Scorer, register
+from raysft.evaluation.pool import Question, verdicts
+from raysft.evaluation.scorers import Scored, Scorer, register, scored
 from raysft.mathjudge import plain
-
-PROCESSES = 4  # at most: a group has few cores, and a comparison takes milliseconds
 
 NUMBER = r"(?:(?<![\w)\]}])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\d)\.\d+)"
 # Where there is no box: what is said to be the answer (as LaTeX, a number, a line), else the last number.
@@ -49,9 +45,8 @@ class Mathematics(Scorer):
             for example, (answer, _) in zip(examples, found, strict=True)
             if answer is not None
         ]
-        processes = min(PROCESSES, torch.get_num_threads())
-        verdicts = iter(pool(processes).verdicts(questions, self.config.timeout))
-        return [_scored(answer, how, next(verdicts) if answer is not None else False) for answer, how in found]
+        judged = iter(verdicts("raysft.mathjudge", questions, self.config.timeout))
+        return [scored(answer, how, next(judged)) if answer is not None else Scored(0.0, None) for answer, how in found]
 
     def _found(self, text: str) -> tuple[str | None, str]:
         """The answer, and how it was found."""
@@ -59,9 +54,3 @@ class Mathematics(Scorer):
             return boxed, "boxed"
         patterns = self.patterns if self.config.answer_pattern is not None else map(re.compile, FALLBACK)
         return next((found for pattern in patterns if (found := last_match(pattern, text))), None), "pattern"
-
-
-def _scored(answer: str | None, how: str, verdict: Verdict) -> Scored:
-    if answer is None:
-        return Scored(0.0, None)
-    return Scored(0.0, answer, TIMEOUT) if verdict == TIMEOUT else Scored(float(verdict), answer, how)

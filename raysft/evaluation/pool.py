@@ -1,4 +1,4 @@
-"""Comparisons in processes that are killed when they take too long. No signals or threads: Ray's workers have both."""
+"""Judgements by processes that are killed when they take too long. No signals or threads: Ray's workers have both."""
 
 import atexit
 import json
@@ -11,24 +11,29 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
+
+import torch
 
 import raysft
 
 START_SECONDS = 300.0  # for a process's imports, on a machine under load
-TIMEOUT = "timeout"
+TIMEOUT: Literal["timeout"] = "timeout"
 
 PACKAGE = str(Path(raysft.__file__).parents[1])  # a worker of a cluster may have it from elsewhere than PYTHONPATH
-PROGRAM = f"import sys; sys.path.insert(0, {PACKAGE!r}); from raysft.mathjudge import serve; serve()"
+PROCESSES = 4  # at most: a group has few cores, and a judgement takes milliseconds
 
-Question = tuple[str, str, float]  # reference, answer, tolerance
-Verdict = bool | str
+Question = tuple[str | float, ...]  # what the program's judge is given
+Verdict = float | Literal["timeout"]
 
 
 class Judge:
-    """One process of `raysft.mathjudge`, started when it is first asked and again after it was killed."""
+    """One process, started when it is first asked and again after it was killed. program: a module with a `main` that
+    serves as `raysft.judging` has it.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, program: str) -> None:
+        self.program = program
         self.process: subprocess.Popen[str] | None = None
         self.number = -1  # of the question that it works on
         self.deadline = 0.0
@@ -39,8 +44,9 @@ class Judge:
         fresh = self.process is None
         if self.process is None:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            code = f"import sys; sys.path.insert(0, {PACKAGE!r}); from {self.program} import main; main()"
             self.process = subprocess.Popen(
-                [sys.executable, "-c", PROGRAM],
+                [sys.executable, "-c", code],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -67,9 +73,9 @@ class Judge:
             self._send()
             return None
         if line:
-            return bool(json.loads(line))
+            return float(json.loads(line))
         self.kill()  # it has died of what it was asked
-        return False
+        return 0.0
 
     def _send(self) -> None:
         assert self.process is not None
@@ -86,11 +92,11 @@ class Judge:
 
 
 class Pool:
-    def __init__(self, processes: int) -> None:
-        self.judges = [Judge() for _ in range(processes)]
+    def __init__(self, program: str, processes: int) -> None:
+        self.judges = [Judge(program) for _ in range(processes)]
 
     def verdicts(self, questions: Sequence[Question], seconds: float) -> list[Verdict]:
-        """One of each question, in order: whether reference and answer are the same, or TIMEOUT after `seconds`.
+        """One of each question, in order: its score, or TIMEOUT after `seconds`.
 
         Equal questions are asked once: samples of one problem often agree.
         """
@@ -134,9 +140,14 @@ def _heard(busy: list[Judge]) -> list[tuple[Judge, Verdict]]:
     return said
 
 
+def verdicts(program: str, questions: Sequence[Question], seconds: float) -> list[Verdict]:
+    """Of this process's own pool."""
+    return _pool(program, min(PROCESSES, torch.get_num_threads())).verdicts(questions, seconds)
+
+
 @cache
-def pool(processes: int) -> Pool:
-    """This process's own, kept: starting one takes as long as a thousand comparisons."""
-    made = Pool(processes)
+def _pool(program: str, processes: int) -> Pool:
+    """Kept: starting one takes as long as a thousand judgements."""
+    made = Pool(program, processes)
     atexit.register(made.close)
     return made

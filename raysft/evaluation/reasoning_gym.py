@@ -1,12 +1,13 @@
 """The score that a reasoning-gym task gives an answer itself, partial credit included."""
 
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
 
 from raysft.config import ReasoningGymSource
 from raysft.data.sources import Example
 from raysft.errors import InputError
-from raysft.evaluation.scorers import Scored, Scorer, register
+from raysft.evaluation.pool import verdicts
+from raysft.evaluation.scorers import Scored, Scorer, register, scored
+from raysft.gymjudge import entry
 
 
 @register("reasoning_gym")
@@ -18,7 +19,7 @@ class ReasoningGym(Scorer):
                 "is not of a reasoning-gym task.",
                 "Use another scorer, or other data.",
             )
-        if str(self._entry(example)["answer"]) != example.response:
+        if str(entry(self._source, example.index)["answer"]) != example.response:
             raise InputError(
                 example.origin,
                 "the task generates another answer now than when the data were read.",
@@ -26,29 +27,15 @@ class ReasoningGym(Scorer):
             )
 
     def score(self, completion: str, example: Example) -> Scored:
-        answer = self.answer(completion)
-        if answer is None:
-            return Scored(0.0, None)
-        entry = self._entry(example)
-        try:
-            score = float(_task(self.source.model_dump_json()).score_answer(answer, entry))
-        except Exception:  # tasks parse answers in many ways, and some fall over one that is none
-            return Scored(0.0, answer)
-        return Scored(min(1.0, max(0.0, score)), answer)
+        return self.score_all([completion], [example])[0]
 
-    def _entry(self, example: Example) -> dict[str, Any]:
-        return _entry(self.source.model_dump_json(), example.index)
+    def score_all(self, completions: Sequence[str], examples: Sequence[Example]) -> list[Scored]:
+        answers = [self.answer(completion) for completion in completions]
+        asked = zip(examples, answers, strict=True)
+        questions = [(self._source, example.index, answer) for example, answer in asked if answer is not None]
+        judged = iter(verdicts("raysft.gymjudge", questions, self.config.timeout))
+        return [scored(answer, "", next(judged)) if answer is not None else Scored(0.0, None) for answer in answers]
 
-
-@lru_cache(maxsize=4)
-def _task(source: str) -> Any:
-    import reasoning_gym
-
-    task = ReasoningGymSource.model_validate_json(source)
-    return reasoning_gym.create_dataset(task.task, size=task.size, seed=task.seed, **task.params)
-
-
-@lru_cache(maxsize=100_000)
-def _entry(source: str, index: int) -> dict[str, Any]:
-    """Generating one can take longer than a model's answer to it, and every trial asks for the same ones."""
-    return _task(source)[index]
+    @property
+    def _source(self) -> str:
+        return self.source.model_dump_json()

@@ -9,6 +9,7 @@ from raysft.config import GenerationConfig, Source
 from raysft.data.problems import last_match
 from raysft.data.sources import Example
 from raysft.errors import InputError, did_you_mean
+from raysft.evaluation.pool import TIMEOUT, Verdict
 
 _REGISTRY: dict[str, type["Scorer"]] = {}
 
@@ -24,6 +25,11 @@ class Scored:
     answer: str | None
     how: str = ""
     others: dict[str, float] = field(default_factory=dict)
+
+
+def scored(answer: str, how: str, verdict: Verdict) -> Scored:
+    """Of an answer that a process judged."""
+    return Scored(0.0, answer, TIMEOUT) if verdict == TIMEOUT else Scored(verdict, answer, how)
 
 
 class Scorer(ABC):

@@ -27,6 +27,7 @@ from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.evidence import earlier_studies
 from raysft.progress import Progress
+from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow, publish
 from raysft.sweep.mirror import Mirror
@@ -193,6 +194,9 @@ def _finished(config: SweepConfig) -> StudyResult | None:
     rows = [TrialRow(**row | {"trial": TrialConfig.model_validate(row["trial"])}) for row in read["trials"]]
     if read["interrupted"] or any(row.status == "FAILED" for row in rows):
         return None
+    begun = [row.trial for row in rows]
+    if any(trial not in begun for trial in confirm_trials(config, rows)):  # more seeds are asked for now
+        return None
     best = next((row for row in rows if row.trial_id == read["best"]), None)
     return StudyResult(read["backbone"], Capability(**read["capability"]), rows, best, interrupted=False)
 
@@ -211,6 +215,16 @@ def _changes(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key} was {json.dumps(old)}, is {json.dumps(new)}"]
 
 
+def planned(config: SweepConfig, given: int, rows: list[TrialRow]) -> int:
+    """Trials of a study; at most, while the search goes on. rows: that began; given: how many precede the searched."""
+    searched = given + config.search.trials
+    over = sum(row.trial.role != "confirm" and row.status != "INTERRUPTED" for row in rows) >= searched
+    if not over:
+        return searched + most_confirm_trials(config)
+    begun = [row.trial for row in rows if row.trial.role == "confirm"]
+    return searched + len(begun) + sum(trial not in begun for trial in confirm_trials(config, rows))
+
+
 class _Study:
     def __init__(
         self,
@@ -223,9 +237,10 @@ class _Study:
     ) -> None:
         self.config, self.given, self.tracking, self.progress, self.resume = config, given, tracking, progress, resume
         self.folder = study_folder(config)
-        self.total = len(given) + config.search.trials
         self.ledger = Ledger(self.folder / "trials")
-        self.left = self.total - sum(row.ended for row in self.ledger.rows())
+        rows = self.ledger.rows()
+        self.total = planned(config, len(given), rows)
+        self.left = self.total - sum(row.ended for row in rows)
         lanes = config.workers.lanes
         self.slots = min(slots, math.ceil(self.left / lanes))
         self.at_once = min(self.slots * lanes, self.left)
@@ -236,7 +251,8 @@ class _Study:
         (self.folder / SETTINGS).write_text(json.dumps(_settings(self.config), indent=1))
         self.progress.study(self.config, self.total, self.at_once)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
-        expected = None if self.config.search.asha else self.left  # promoted trials come again
+        # Promoted trials come again, and how many confirm the result is known only by its winner.
+        expected = None if self.config.search.asha or self.config.confirm else self.left
         board = groups.open(self.config, self.slots, str((self.folder / "groups").resolve()), expected, last)
         result = None
         try:
@@ -244,8 +260,8 @@ class _Study:
             self.progress.capability(capability.mean_probability)
             self._search(board, capability, self._advise(capability, tracked), tracked)
             rows = self.ledger.rows()
-            interrupted = sum(row.status != "INTERRUPTED" for row in rows) < self.total
-            result = StudyResult(name, capability, rows, self._best(rows), interrupted)
+            missing = planned(self.config, len(self.given), rows) - sum(row.status != "INTERRUPTED" for row in rows)
+            result = StudyResult(name, capability, rows, best_of(rows, self.config.search), missing > 0)
             return result
         finally:
             if result is None or result.interrupted:
@@ -292,7 +308,7 @@ class _Study:
         """Run Tune until every trial has ended, or to the user's interruption."""
         search = self.config.search
         space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
-        searcher = StudySearch(space, self.given, search, capability, self.ledger, advice)
+        searcher = StudySearch(space, self.given, search, capability, self.ledger, self._confirm, advice)
         mirror = Mirror(tracked, board, self.ledger, self.progress)
         mirror.catch_up(searcher.paused)
         if not self.left:
@@ -321,10 +337,10 @@ class _Study:
             for trial_id in sorted(searcher.paused):
                 mirror.stop(trial_id)
 
-    def _best(self, rows: list[TrialRow]) -> TrialRow | None:
-        metric, sign = self.config.search.metric, 1 if self.config.search.mode == "max" else -1
-        finished = [r for r in rows if r.status == "FINISHED" and metric in r.metrics]
-        return max(finished, key=lambda r: sign * r.metrics[metric], default=None)
+    def _confirm(self, rows: list[TrialRow]) -> list[TrialConfig]:
+        """What confirms the search, whose winner is known now, and so the number of trials."""
+        self.progress.total = planned(self.config, len(self.given), rows)
+        return confirm_trials(self.config, rows)
 
     def _end(self, tracked: TrackedStudy, result: StudyResult | None) -> None:
         if result is None:

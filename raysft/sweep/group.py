@@ -105,7 +105,7 @@ def prepare_process(workers: WorkersConfig) -> None:
     import torch
 
     libraries_quiet()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(max(1, math.floor(workers.resources.get("CPU", 1))))
 
@@ -143,6 +143,8 @@ def _run(bench: Any, job: Any, seat: Seat | None) -> None:
             seat.report(job.trial_id, Report("progress", step, metrics))
 
     def export(metrics: dict[str, float]) -> bool:
+        if job.trial.role == "confirm":  # it was judged on other problems
+            return config.export == "all"
         if config.export == "best" and seat:
             return bool(seat.ask("improves", metrics[metric]))
         return config.export == "all"

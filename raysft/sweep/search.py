@@ -1,6 +1,7 @@
 """What runs next: Tune's searcher over the space, which goes by the ledger and, where it is asked for, by halving."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import optuna
@@ -20,8 +21,8 @@ ADVISED = 3  # searched trials that the advice chooses, and no more than half of
 
 class StudySearch(Searcher):
     """First the trials that were interrupted, then those that are promoted, then what is left of the given ones, then
-    searched ones, of which the advised come before those that Optuna draws; each is entered into the ledger as it
-    begins.
+    searched ones, of which the advised come before those that Optuna draws, and when all of these have ended those
+    that confirm the result. Each is entered into the ledger as it begins.
 
     To Tune, each way of a trial to its end or to the rung where it is paused is a trial of its own. Tune's own PAUSE
     would live only as long as the process, so that a resume would need a second way to promote.
@@ -38,10 +39,14 @@ class StudySearch(Searcher):
         search: SearchConfig,
         capability: Capability,
         ledger: Ledger,
+        confirm: Callable[[list[TrialRow]], list[TrialConfig]] = lambda rows: [],
         advice: Advice | None = None,
     ) -> None:
-        """advice: None where no trial needs one and none is to come first by it."""
+        """confirm: from the ledger's rows, once the search is over, the trials that confirm it; advice: None where no
+        trial needs one and none is to come first by it.
+        """
         super().__init__(metric=search.metric, mode=search.mode)
+        self.confirm = confirm
         self.space, self.search, self.capability, self.ledger, self.advice = space, search, capability, ledger, advice
         self.advised = self._advised(given)
         self.halving = Halving(search.asha, search.mode == "max") if search.asha else None
@@ -52,8 +57,9 @@ class StudySearch(Searcher):
         self.due: list[str] = []
         self.over = False
         rows = ledger.rows()
-        self.waiting = given[len(rows) :]
-        self.drawn = max(0, len(rows) - len(given))
+        begun = sum(row.trial.role != "confirm" for row in rows)
+        self.waiting = given[begun:]
+        self.drawn = max(0, begun - len(given))
         for row in rows:
             self._recall(row)
 
@@ -119,7 +125,17 @@ class StudySearch(Searcher):
         searched = self.halving.sent.keys() & self.running.values() if self.halving else ()
         if self.halving and not searched and (name := self.halving.rescue()):
             return self._promoted(name)
-        return None
+        return self._confirming()
+
+    def _confirming(self) -> str | None:
+        """The next trial that confirms the result; None while the search is not over, and once there is none left."""
+        rows = self.ledger.rows()
+        searched = [row for row in rows if row.trial.role != "confirm"]
+        if any(row.status == "INTERRUPTED" and row.trial_id not in self.paused for row in searched):
+            return None
+        begun = [row.trial for row in rows if row.trial.role == "confirm"]
+        due = next((trial for trial in self.confirm(rows) if trial not in begun), None)
+        return self._begin(due) if due else None
 
     def _advised(self, given: list[TrialConfig]) -> list[TrialConfig]:
         """The searched trials that come first: the same at every start of the study."""
@@ -175,7 +191,9 @@ class StudySearch(Searcher):
             self._learn(name, TrialState.PRUNED)
 
     def _learn(self, name: str, state: TrialState) -> None:
-        """What Optuna is told of a trial from now on; of values the last counts."""
+        """What Optuna is told of a trial from now on; of values the last counts. Those of other problems do not."""
+        if self.trials[name].role == "confirm":
+            return
         params, distributions = self.space.locate(self.trials[name], self.capability)
         if params:
             values = dict(self.values[name]) if state.is_finished() else {}

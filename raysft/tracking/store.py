@@ -104,7 +104,7 @@ def reading(uri: str) -> Iterator[None]:
     """Raises InputError for whatever keeps runs from being read."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:  # of a database's driver, too
         raise InputError(_store(uri), f"cannot be read: {reason_of(error)}.", "Check the tracking URI.") from None
 
 

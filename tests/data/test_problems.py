@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysft.config import TaskConfig
-from raysft.data.problems import last_match, spread, task_examples
+from raysft.data.problems import last_match, part_of, spread, task_examples
 from raysft.errors import InputError
 
 ROWS: list[dict[str, Any]] = [
@@ -123,3 +123,18 @@ def test_the_last_match_that_is_not_empty() -> None:
 
     assert last_match(re.compile(r"#(\d*)"), "#1 #2 #") == "2"
     assert last_match(re.compile(r"\d"), "none") is None
+
+
+@given(st.sets(st.integers(0, 10_000)), st.sets(st.integers(0, 10_000)), st.floats(0.01, 0.99))
+def test_each_problem_has_its_part_whatever_else_is_asked(some: set[int], others: set[int], share: float) -> None:
+    report = part_of(sorted(some), "report", share)
+    search = part_of(sorted(some), "search", share)
+    assert sorted(report + search) == sorted(some)
+    assert set(report) == some & set(part_of(sorted(some | others), "report", share))
+    assert part_of(sorted(some), "all", share) == sorted(some)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 7])
+def test_a_part_is_about_its_share_at_any_stride(stride: int) -> None:
+    kept = part_of(range(0, 2000 * stride, stride), "report", 0.3)
+    assert len(kept) == pytest.approx(600, abs=60)

@@ -109,7 +109,7 @@ def test_a_reference_may_be_a_solution_with_a_box() -> None:
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    made = Pool(2)
+    made = Pool("raysft.mathjudge", 2)
     yield made
     made.close()
 
@@ -137,7 +137,7 @@ def test_comparisons_work_in_a_ray_worker() -> None:
 
     @ray.remote(num_cpus=1)
     def ask() -> list[Any]:
-        made = Pool(1)
+        made = Pool("raysft.mathjudge", 1)
         found = made.verdicts([("1/2", "0.5", 0.0), ("3", TOWER, 0.0), ("2", "4/2", 0.0)], 10.0)
         made.close()
         return found

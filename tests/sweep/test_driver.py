@@ -21,6 +21,7 @@ from raysft.errors import InputError
 from raysft.inprocess import bench_here
 from raysft.objectives import Power
 from raysft.progress import Progress
+from raysft.records import read_records
 from raysft.sweep.driver import baselines, slots_that_fit, study_folder, sweep
 from raysft.sweepfile import dump
 
@@ -164,6 +165,47 @@ def test_a_sweep_begins_with_what_is_advised(ray_cluster: None, make_config: Mak
     assert [(t.trial, t.status) for t in again.trials] == [(t.trial, t.status) for t in result.trials]
     assert losses(ended.parent) == before
     assert (folder / "advice.json").read_text() == stored
+
+
+def asked(config: SweepConfig, trial_id: str) -> set[int]:
+    """The problems that a trial answered."""
+    records = read_records(study_folder(config.for_backbone("tiny")) / "trials" / trial_id / "completions.jsonl.gz")
+    return {record["problem"] for record in records}
+
+
+@pytest.mark.slow
+def test_a_search_is_confirmed_on_problems_that_it_never_saw(ray_cluster: None, make_config: Make) -> None:
+    generation = make_config().evaluation.generation
+    assert generation is not None
+    config = make_config(
+        evaluation={"generation": generation.model_copy(update={"problems": 12}).model_dump()}, confirm={"seeds": 1}
+    )
+    (result,) = sweep(config, quiet())
+    searched = [row for row in result.trials if row.trial.role != "confirm"]
+    confirmed = [row for row in result.trials if row.trial.role == "confirm"]
+    assert len(searched) == 5
+    assert len(confirmed) in (4, 5)
+    assert {row.status for row in result.trials} == {"FINISHED"}
+    assert {row.trial.seed for row in confirmed} == {1}
+    assert result.best in searched
+    seen, unseen = asked(config, searched[0].trial_id), asked(config, confirmed[0].trial_id)
+    assert not seen & unseen
+    assert len(seen | unseen) == 12
+    assert all(asked(config, row.trial_id) == seen for row in searched)
+    assert all(asked(config, row.trial_id) == unseen for row in confirmed)
+    best = next(row for row in confirmed if row.trial.objective == result.best.trial.objective)
+    assert best.metrics["eval/nll"] != result.best.metrics["eval/nll"], "the held-out samples are divided too"
+    (kept,) = study_folder(config.for_backbone("tiny")).glob("trials/*/model")
+    assert kept.parent.name == result.best.trial_id
+
+    more = config.model_copy(update={"confirm": config.confirm.model_copy(update={"seeds": 2})})
+    (again,) = sweep(more, quiet(), resume=True)
+    assert again.trials[: len(result.trials)] == result.trials
+    assert [row.trial.seed for row in again.trials[len(result.trials) :]] == [2] * len(confirmed)
+    assert sweep(more, quiet(), resume=True) == [again]
+    other = config.model_copy(update={"confirm": config.confirm.model_copy(update={"share": 0.3})})
+    with pytest.raises(InputError, match=r"confirm\.share was 0\.5, is 0\.3"):
+        sweep(other, quiet(), resume=True)
 
 
 def halved(make_config: Make, steps: int, trials: int, asha: dict[str, int], **changes: Any) -> SweepConfig:

@@ -53,7 +53,12 @@ def search_over(
     """A searcher of a study of its own, or of one whose ledger is given."""
     with tempfile.TemporaryDirectory() as folder:
         searcher = StudySearch(
-            Space(space, RATE, seed=0), given_trials or [], search, capability(), ledger or Ledger(Path(folder)), advice
+            Space(space, RATE, seed=0),
+            given_trials or [],
+            search,
+            capability(),
+            ledger or Ledger(Path(folder)),
+            advice=advice,
         )
     return searcher
 
@@ -402,3 +407,38 @@ def test_a_stepped_range_is_reached_at_both_ends() -> None:
     searcher = search_over(space)
     values = {suggested(searcher, str(i)).objective.exponent for i in range(8)}
     assert values == {0.0, 0.5, 1.0}
+
+
+def confirming(searcher: StudySearch, *seeds: int) -> None:
+    """Have it confirm exponent 1 with these seeds."""
+    trials = [trial_of(Power(exponent=1)).model_copy(update={"seed": seed, "role": "confirm"}) for seed in seeds]
+    searcher.confirm = lambda rows: trials
+
+
+def test_what_confirms_comes_once_all_else_has_ended_and_teaches_nothing() -> None:
+    ledger = Ledger(Path(tempfile.mkdtemp()))
+    search = SEARCH.model_copy(update={"trials": 1})
+    space = SpaceConfig(exponent={"low": 0.5, "high": 5})
+    searcher = search_over(space, [trial_of(Power(exponent=1))], search, ledger)
+    confirming(searcher, 1, 2)
+    for name in "ab":
+        searcher.suggest(name)
+    assert searcher.suggest("c") is None, "two trials still run"
+    for name, trial in zip("ab", ("0000", "0001"), strict=True):
+        searcher.on_trial_complete(name, finished(1.0))
+        ledger.end(TrialRow(trial, searcher.trials[trial], "FINISHED", {"eval/nll": 1.0}, 10))
+    first = suggested(searcher, "c")
+    assert (first.role, first.seed) == ("confirm", 1)
+    assert len(searcher.study().trials) == 2
+
+    again = search_over(space, [trial_of(Power(exponent=1))], search, ledger)  # a resume: it goes on, none is new
+    confirming(again, 1, 2)
+    assert suggested(again, "d").seed == 1
+    assert suggested(again, "e").seed == 2
+    assert len(again.study().trials) == 2
+    assert again.suggest("f") is None
+    for name, trial in zip("de", ("0002", "0003"), strict=True):
+        again.on_trial_complete(name, finished(2.0))
+        ledger.end(TrialRow(trial, again.trials[trial], "FINISHED", {"eval/nll": 2.0}, 10))
+    assert again.suggest("f") == "FINISHED"
+    assert len(ledger.rows()) == 4
