@@ -36,9 +36,7 @@ def config_of(
     is_file = data.lower().endswith(ENDINGS)
     if is_file and subset is not None:
         raise InputError("--subset", f"'{data}' is a file, which has no subsets.", "Leave it out.")
-    source: dict[str, str] = (
-        {"kind": "file", "path": data} if is_file else {"kind": "hub", "path": data, "split": split}
-    )
+    source: dict[str, str] = {"path": data} | ({"kind": "file"} if is_file else {"kind": "hub", "split": split})
     if subset is not None:
         source["subset"] = subset
     default = "plain" if Path(model).is_dir() and not has_chat_template(Path(model)) else "chat"
@@ -70,17 +68,17 @@ def advise_here(config: SweepConfig, say: Say, file: Path | None = None) -> Advi
     for note in bench.notes():
         say(note)
     capability = bench.probe()
-    evidence, note = earlier_studies(config)
+    evidence, unread = earlier_studies(config)
     advice = advise(capability, evidence)
     say(f"backbone    {config.backbone.path}, {capability.tokens} supervised tokens of {capability.samples} samples")
-    for line in told(advice, capability, note):
+    for line in told(advice, capability, unread):
         say(line)
     say("next        " + "\n            ".join(_next(advice, file)))
     return advice
 
 
-def told(advice: Advice, capability: Capability, note: str | None = None) -> list[str]:
-    """The advice in lines; note: why no earlier study is taken into account."""
+def told(advice: Advice, capability: Capability, unread: str | None = None) -> list[str]:
+    """The advice in lines; unread: why no earlier study is taken into account."""
     lines = [
         f"continuum   {advice.regime}: capability {advice.capability:.3f}, "
         f"p >= .55 in {capability.share_above:.0%} of the tokens",
@@ -89,7 +87,7 @@ def told(advice: Advice, capability: Capability, note: str | None = None) -> lis
         *("            " + _row(rank, choice) for rank, choice in enumerate(advice.choices[1:], start=2)),
         f"confidence  {advice.confidence}: {_grounds(advice)}",
     ]
-    return lines + ([f"            {note}"] if note else [])
+    return lines + ([f"            {unread}"] if unread else [])
 
 
 def _row(rank: int, choice: Choice) -> str:

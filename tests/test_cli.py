@@ -224,6 +224,25 @@ def test_what_cannot_be_advised_on_is_refused(
     assert said in refused(raysft_("advise", *(argument.format(**places) for argument in arguments)))
 
 
+def test_advice_in_minutes_and_without_training(sweep_file: Path, tiny_backbone: Path, additions: Path) -> None:
+    """By a model and a file, and by a sweep file: the same probe says the same."""
+    output = ("--output", str(sweep_file.parent / "advice"))
+    started = [
+        start("advise", str(tiny_backbone), str(additions / ROWS), "--samples", "64", *output),
+        start("advise", str(sweep_file), "--set", f"output={output[1]}", "--set", "training.precision=bf16"),
+    ]
+    by_model, by_file = (finish(process) for process in started)
+    assert (by_model.returncode, by_file.returncode) == (0, 0), by_model.stderr + by_file.stderr
+    shown = [line for line in by_model.stdout.splitlines() if not line.startswith(("backbone", "next"))]
+    assert "continuum   weak: capability 0.0" in shown[0]
+    assert "1. " in shown[2]
+    assert "rests on the figures of arXiv 2510.00526 alone" in by_model.stdout
+    assert set(shown) <= set(by_file.stdout.splitlines()), by_file.stdout
+    assert "space: {exponent: {low: 0.05, high: 0.5, log: true}}" in by_model.stdout
+    assert f"raysft train {sweep_file} --exponent" in by_file.stdout
+    assert not list((sweep_file.parent / "advice").glob("**/mlflow.db")), "it writes no run"
+
+
 # --- work in one process --------------------------------------------------------------------------------------------
 
 
