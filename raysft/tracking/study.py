@@ -13,6 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 
 from raysft import __version__
+from raysft.advisor import Advice
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.redaction import redacted
@@ -97,6 +98,13 @@ class Study:
         self._log_points(self._parent, [{"step": 0, "time": time.time(), **numbers}])
         self._log_text(self._parent, json.dumps(probe, indent=1), "probe.json")
         self._tell(study_note(self._config, self._capability, {}))
+
+    def log_advice(self, advice: Advice) -> None:
+        """What was advised before any trial, whole as advice.json and in short as tags."""
+        tags = {"advice/objective": advice.choices[0].objective.label(), "advice/confidence": advice.confidence}
+        tags |= {"advice/regime": advice.regime, "advice/exponent": f"{advice.exponent:g}"}
+        self._spool.add(lambda: self._runs.batch(self._parent, tags=tags))
+        self._log_text(self._parent, advice.to_json(), "advice.json")
 
     def log_data(self, name: str, source: Source, fingerprint: str, counts: Mapping[str, int]) -> None:
         """A data set of the study and of its trials. name: train or heldout; counts: of its samples and tokens.
