@@ -130,6 +130,50 @@ def probe(file: File, backbone: Backbone = None, sets: Sets = []) -> None:  # no
 
 
 @app.command()
+def advise(
+    what: Annotated[str, typer.Argument(help="a model (folder or hub id), or a sweep file", show_default=False)],
+    data: Annotated[
+        str | None, typer.Argument(help="with a model: JSONL, JSON or Parquet file, or hub data set")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="field of the data; default: prompt")] = None,
+    response: Annotated[str | None, typer.Option(help="field of the data; default: response")] = None,
+    messages: Annotated[str | None, typer.Option(help="field with chat messages, instead of these")] = None,
+    template: Annotated[str | None, typer.Option(help="as data.template; default: chat, or plain without one")] = None,
+    split: Annotated[str, typer.Option(help="of a hub data set")] = "train",
+    subset: Annotated[str | None, typer.Option(help="of a hub data set")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="that are probed, of a model's data")] = 512,
+    output: Annotated[Path, typer.Option(help="folder whose MLflow runs are the evidence")] = Path("runs"),
+    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: sqlite in the output")] = None,
+    backbone: Backbone = None,
+    sets: Sets = [],  # noqa: B006
+) -> None:
+    """Which objective to try first: from a probe and from what earlier sweeps found. Minutes, no training."""
+    file = Path(what) if what.endswith((".yaml", ".yml")) else None
+    if file is None:
+        from raysft.preflight import check_data, check_model
+
+        _one_of("--template", template, [*_templates(), None])
+        if data is None:
+            raise InputError("advise", "no data are named.", "Name them behind the model, or name a sweep file alone.")
+        if sets or backbone is not None:
+            raise InputError("--set, --backbone", "are of sweep files.", "Leave them out, or name a sweep file.")
+        from raysft.advising import advise_here, config_of
+
+        check_model(what)
+        fields = {"prompt": prompt, "response": response, "messages": messages}
+        study = config_of(what, data, fields, template, split, subset, samples, output, tracking)  # type: ignore[arg-type]
+        check_data(study.data)
+        advise_here(study, _say)
+        return
+    if data is not None or prompt or response or messages or template or subset or tracking:
+        raise InputError(what, "is a sweep file, which names its data itself.", "Change it with --set.")
+    from raysft.advising import advise_here
+
+    config = _one_backbone(_checked(file, sets), backbone)
+    advise_here(config.for_backbone(config.backbones[0].name), _say, file)
+
+
+@app.command()
 def evaluate(
     what: Annotated[str, typer.Argument(help="a model (folder or hub id), or a sweep file", show_default=False)],
     task: Annotated[list[str], typer.Option(help="built-in name or YAML file; may be repeated")] = [],  # noqa: B006
@@ -161,15 +205,21 @@ def evaluate(
 
         fix = f"Name some with --task: {', '.join(builtin_tasks())}, or a file."
         raise InputError("evaluate", "no task is named.", fix)
-    from raysft.config import BackboneConfig, Template
+    from raysft.config import BackboneConfig
     from raysft.modelscores import evaluate_model
     from raysft.sweepfile import load_tasks
 
-    _one_of("--template", template, [*get_args(Template), None])
+    _one_of("--template", template, [*_templates(), None])
     _one_of("--precision", precision, ["bf16", "fp32"])
     named = BackboneConfig(name="model", path=what, revision=revision)
     tasks = load_tasks(task, sets)
     evaluate_model(named, tasks, lm_eval, output, _say, template, precision, seed, tracking)  # type: ignore[arg-type]
+
+
+def _templates() -> list[str]:
+    from raysft.config import Template
+
+    return list(get_args(Template))
 
 
 def _one_of(option: str, value: str | None, valid: list[str | None]) -> None:
@@ -357,6 +407,8 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
 
     console = Console()
     console.print(result_table(results, config))
+    if config.search.trials and not any(result.interrupted for result in results):
+        _report(config)
     console.print(f"Compare the runs in MLflow: {command(config)}", highlight=False, markup=False, soft_wrap=True)
     if any(result.interrupted for result in results):
         words = [word for word in sys.argv[1:] if word != "--resume"]
@@ -365,6 +417,17 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
         raise typer.Exit(FAILED)
     if any(trial.status == "FAILED" for result in results for trial in result.trials):
         raise typer.Exit(FAILED)
+
+
+def _report(config: "SweepConfig") -> None:
+    """The answer. That it cannot be written is said, but the sweep is done."""
+    from raysft.report import report as write_report
+    from raysft.tracking import tracking_uri
+
+    try:
+        write_report([config.folder], None, tracking_uri(config), True, _say)
+    except (InputError, TrialFailed) as error:
+        _say(f"No report: {error}")
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def _backbones(
     problems: Problems, tokenizer: PreTrainedTokenizerFast, seed: int, recipe: Recipe, log: Say
 ) -> Iterator[tuple[str, LlamaForCausalLM]]:
     """weak, mid and strong: one model at three points of one training, each as it is reached."""
-    training = _Pretraining(new_model(tokenizer, seed), tokenizer, random.Random(f"pretraining {seed}"), recipe)
+    training = Pretraining(new_model(tokenizer, seed), tokenizer, random.Random(f"pretraining {seed}"), recipe)
     model = training.averaged
 
     def mostly_additions(rng: random.Random) -> str:
@@ -178,7 +178,7 @@ def _backbones(
     yield "strong", model
 
 
-class _Pretraining:
+class Pretraining:
     """AdamW on batches of lines, every character supervised; the rate warms up once and stays.
 
     `averaged` is the model with a running mean of the weights: at this rate the weights themselves jump between good

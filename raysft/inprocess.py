@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from raysft.capability import Capability, resolve_threshold
+from raysft.advisor import advise, resolve
+from raysft.capability import Capability
 from raysft.config import BackboneConfig, Job, SweepConfig, TrialConfig
 from raysft.modelscores import say_metrics, told
+from raysft.objectives.auto import Auto
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
 from raysft.trial import Bench, TrialResult
@@ -27,8 +29,7 @@ def train_here(config: SweepConfig, trial: TrialConfig, say: Say) -> TrialResult
     bench = bench_here(config)
     for note in bench.notes():
         say(note)
-    if trial.objective.threshold_unit == "quantile":
-        trial = resolve_threshold(trial, bench.probe())
+    trial = _resolved(trial, bench, say)
     folder = config.folder / config.backbone.name / "in-process" / trial.name()
 
     def report(step: int, metrics: dict[str, float]) -> None:
@@ -37,6 +38,21 @@ def train_here(config: SweepConfig, trial: TrialConfig, say: Say) -> TrialResult
     result = bench.run(Job(folder.name, trial, folder), report, export=lambda metrics: True)
     say(f"{trial.objective.label()}: {folder}")
     return result
+
+
+def _resolved(trial: TrialConfig, bench: Bench, say: Say) -> TrialConfig:
+    """With what the probe decides filled in."""
+    if isinstance(trial.objective, Auto):
+        from raysft.evidence import earlier_studies
+
+        capability = bench.probe()
+        evidence, note = earlier_studies(bench.config)
+        if note:
+            say(note)
+        return resolve(trial, capability, advise(capability, evidence))
+    if trial.objective.threshold_unit == "quantile":
+        return resolve(trial, bench.probe(), None)
+    return trial
 
 
 def probe_here(config: SweepConfig, say: Say) -> Capability:

@@ -62,7 +62,7 @@ def _check_folder(folder: Path, template: str, place: str) -> Shapes:
         raise InputError(place, "the folder has no config.json.", merge or "Name a folder made by save_pretrained.")
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise InputError(place, "the folder has no tokenizer.", "Save it there: tokenizer.save_pretrained(folder).")
-    if template == "chat" and not _has_chat_template(folder):
+    if template == "chat" and not has_chat_template(folder):
         fix = "Set data.template to a fixed one: qwen, llama3, deepseek or plain."
         raise InputError(place, "its tokenizer has no chat template, which data.template chat needs.", fix)
     return _shapes(folder, place)
@@ -81,7 +81,8 @@ def _check_hub_id(path: str, place: str) -> None:
     raise InputError(place, "there is no such folder.", fix)
 
 
-def _has_chat_template(folder: Path) -> bool:
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer in a model's folder has one."""
     if any((folder / file).exists() for file in ("chat_template.jinja", "chat_template.json")):
         return True
     try:

@@ -168,7 +168,7 @@ def _studies(place: Place) -> list[Study]:
     found = []
     for same in parents.values():
         meant = [run for run in same if run.data.tags.get("raysft.study_id") in place.ids] or same
-        trials = sorted(map(_trial, children.get(meant[-1].info.run_id, [])), key=lambda trial: trial.trial_id)
+        trials = sorted(map(trial_of, children.get(meant[-1].info.run_id, [])), key=lambda trial: trial.trial_id)
         found.append(_study(client, place, meant[-1], trials, earlier=len(meant) - 1))
     return found
 
@@ -233,7 +233,8 @@ def _metric(settings: Any, trials: list[Trial]) -> str:
     return "eval/accuracy" if any("eval/accuracy" in trial.metrics for trial in trials) else "eval/nll"
 
 
-def _trial(run: Run) -> Trial:
+def trial_of(run: Run) -> Trial:
+    """A child run."""
     params, tags = run.data.params, run.data.tags
     objective = objective_of(params)
     points = run.to_proto().data.metrics  # unlike run.data.metrics with their steps

@@ -104,8 +104,10 @@ def test_help_names_every_command() -> None:
     done = raysft_("--help")
     assert done.returncode == 0
     commands = re.findall(r"^  ([a-z]+)  +[A-Z]", done.stdout, re.MULTILINE)
-    expected = {"demo", "check", "probe", "train", "sweep", "report", "evaluate", "rescore", "submit", "schema"}
-    assert expected <= set(commands)
+    expected = {
+        "demo", "check", "probe", "advise", "train", "sweep", "report", "ui", "evaluate", "rescore", "submit", "schema",
+    }  # fmt: skip
+    assert set(commands) == expected
 
 
 def test_schema_is_json_that_fits_a_sweep_file(sweep_file: Path) -> None:
@@ -194,6 +196,52 @@ def test_an_unknown_command_or_option_is_refused(arguments: tuple[str, ...], nam
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert named in done.stderr
+
+
+ROWS = "train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("{model}",), "advise: no data are named. Name them behind the model, or name a sweep file alone."),
+        (("{model}", "{data}", "--set", "seed=1"), "--set, --backbone: are of sweep files. Leave them out, or name a"),
+        (("{model}", "{data}", "--template", "planet"), "--template: 'planet' is unknown. Did you mean 'plain'?"),
+        (("{model}", "{data}", "--response", "respones"), "field 'respones' is missing. Did you mean 'response'?"),
+        (("{model}", "{data}", "--subset", "main"), "is a file, which has no subsets. Leave it out."),
+        (("{model}", "{data}x.jsonl"), "does not exist."),
+        (("{model}", "no such data set"), "no such folder"),
+        (("{model}x", "{data}"), "there is no such folder. Did you mean"),
+        (("{sweep}", "{data}"), "is a sweep file, which names its data itself. Change it with --set."),
+        (("{sweep}", "--backbone", "on"), "--backbone: 'on' is not in the file. Did you mean 'one'?"),
+        (("nothing.yaml",), "nothing.yaml: does not exist."),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_what_cannot_be_advised_on_is_refused(
+    sweep_file: Path, tiny_backbone: Path, additions: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    places = {"model": str(tiny_backbone), "data": str(additions / ROWS), "sweep": str(sweep_file)}
+    assert said in refused(raysft_("advise", *(argument.format(**places) for argument in arguments)))
+
+
+def test_advice_in_minutes_and_without_training(sweep_file: Path, tiny_backbone: Path, additions: Path) -> None:
+    """By a model and a file, and by a sweep file: the same probe says the same."""
+    output = ("--output", str(sweep_file.parent / "advice"))
+    started = [
+        start("advise", str(tiny_backbone), str(additions / ROWS), "--samples", "64", *output),
+        start("advise", str(sweep_file), "--set", f"output={output[1]}", "--set", "training.precision=bf16"),
+    ]
+    by_model, by_file = (finish(process) for process in started)
+    assert (by_model.returncode, by_file.returncode) == (0, 0), by_model.stderr + by_file.stderr
+    shown = [line for line in by_model.stdout.splitlines() if not line.startswith(("backbone", "next"))]
+    assert "continuum   weak: capability 0.0" in shown[0]
+    assert "1. " in shown[2]
+    assert "rests on the figures of arXiv 2510.00526 alone" in by_model.stdout
+    assert set(shown) <= set(by_file.stdout.splitlines()), by_file.stdout
+    assert "space: {exponent: {low: 0.05, high: 0.5, log: true}}" in by_model.stdout
+    assert f"raysft train {sweep_file} --exponent" in by_file.stdout
+    assert not list((sweep_file.parent / "advice").glob("**/mlflow.db")), "it writes no run"
 
 
 # --- work in one process --------------------------------------------------------------------------------------------

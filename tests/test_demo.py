@@ -13,7 +13,7 @@ from raysft import addition
 from raysft.backbone import load_model, load_tokenizer
 from raysft.check import check
 from raysft.config import BackboneConfig
-from raysft.demo import MANIFEST, SWEEP, Recipe, _Pretraining, accuracy, character_tokenizer, make_demo, new_model
+from raysft.demo import MANIFEST, SWEEP, Pretraining, Recipe, accuracy, character_tokenizer, make_demo, new_model
 from raysft.errors import TrialFailed
 from raysft.quiet import libraries_quiet
 from raysft.sweepfile import load
@@ -165,7 +165,7 @@ def test_a_strong_backbone_that_is_not_strong_is_refused(tmp_path: Path, threads
 def test_accuracy_counts_right_answers() -> None:
     """A model that has learned one problem by heart, and answers every other with its solution."""
     tokenizer, seen, other = character_tokenizer(), (47, 85), (12, 34)
-    training = _Pretraining(new_model(tokenizer, 0), tokenizer, random.Random(0), replace(QUICK, warmup=1))
+    training = Pretraining(new_model(tokenizer, 0), tokenizer, random.Random(0), replace(QUICK, warmup=1))
     training.run(60, lambda rng: addition.prompt(seen) + addition.solution(seen, rng))
     assert accuracy(training.model, tokenizer, [seen], seed=0, samples=3) == 1
     assert accuracy(training.model, tokenizer, [seen, other], seed=0) == 0.5

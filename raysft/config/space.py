@@ -77,7 +77,7 @@ def _family(cls: type[Selection]) -> type[Strict]:
     """An objective's own parameters as dimensions of the search."""
     fields: dict[str, Any] = {"type": (Literal[name_of(cls)], Field(default=name_of(cls)))}
     for name, field in cls.model_fields.items():
-        if name not in Selection.model_fields:
+        if name not in Selection.model_fields and name not in cls.filled_in:
             default = ... if field.is_required() else field.default
             fields[name] = (_searched(field.annotation), Field(default=default, description=field.description))
     if cls is Power:

@@ -157,6 +157,9 @@ TASK_METRIC = re.compile(rf"eval/({TASK_NAME})/accuracy")
 class SearchConfig(Strict):
     trials: int = Field(default=16, ge=0, description="searched trials of a backbone, besides the baselines")
     sampler: Literal["tpe", "random"] = "tpe"
+    advice: bool = Field(
+        default=True, description="with an accuracy as metric, the first searched trials are those that are advised"
+    )
     metric: str = Field(
         default="eval/accuracy", description="eval/accuracy, eval/nll, eval/mean_probability, or eval/TASK/accuracy"
     )

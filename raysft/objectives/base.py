@@ -38,6 +38,7 @@ class Selection(Strict):
     )
 
     needs_reference: ClassVar[bool] = False  # the base model's logits beside the trained one's
+    filled_in: ClassVar[frozenset[str]] = frozenset()  # parameters that follow from the probe: nothing to search
 
     @model_validator(mode="after")
     def _interval(self) -> Self:
@@ -53,11 +54,19 @@ class Selection(Strict):
         """Whether `at` must be given the losses of a step's samples."""
         return False
 
-    def at(self, progress: float, sample_nll: torch.Tensor | None = None) -> Self:
+    @property
+    def follows_from(self) -> float | None:
+        """Where the running mean of p starts that `at` must be given; None: it needs none."""
+        return None
+
+    def at(
+        self, progress: float, sample_nll: torch.Tensor | None = None, mean_probability: float | None = None
+    ) -> Self:
         """The objective of one optimizer step.
 
         progress: the share of the training that is done, in [0, 1); sample_nll [samples]: mean -log p of each sample
-        of the step over all ranks, where `needs_sample_nll`.
+        of the step over all ranks, where `needs_sample_nll`; mean_probability: the running mean of p over the steps
+        before this one, where there is `follows_from`.
         """
         return self
 

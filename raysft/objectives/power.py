@@ -34,7 +34,9 @@ class Power(Objective):
             raise ValueError("schedule says how the exponent moves: give a final_exponent as well")
         return self
 
-    def at(self, progress: float, sample_nll: torch.Tensor | None = None) -> Self:
+    def at(
+        self, progress: float, sample_nll: torch.Tensor | None = None, mean_probability: float | None = None
+    ) -> Self:
         if self.final_exponent is None:
             return self
         share = progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2

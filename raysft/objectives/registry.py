@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from raysft.errors import InputError, did_you_mean
 from raysft.objectives.anchored import ASFT
+from raysft.objectives.auto import Auto
 from raysft.objectives.base import DistributionObjective, Objective, Selection
 from raysft.objectives.distribution import DEFT, EAFT, GEM, LabelSmoothing
 from raysft.objectives.power import Power
@@ -17,7 +18,7 @@ from raysft.refusal import refusals
 
 GROUP = "raysft.objectives"
 BUILT_IN: tuple[type[Selection], ...] = (
-    Power, LogOneMinusP, Focal, Huber, DFT, TALR, InfoSFT, EAFT, DEFT, GEM, LabelSmoothing, ASFT,
+    Power, Auto, LogOneMinusP, Focal, Huber, DFT, TALR, InfoSFT, EAFT, DEFT, GEM, LabelSmoothing, ASFT,
 )  # fmt: skip
 
 

@@ -50,7 +50,9 @@ class TALR(Reweighted):
     def needs_sample_nll(self) -> bool:
         return self.temperature is None
 
-    def at(self, progress: float, sample_nll: torch.Tensor | None = None) -> Self:
+    def at(
+        self, progress: float, sample_nll: torch.Tensor | None = None, mean_probability: float | None = None
+    ) -> Self:
         if self.temperature is not None:
             return self
         assert sample_nll is not None

@@ -4,11 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mlflow import MlflowClient
-from mlflow.exceptions import MlflowException
-
-from raysft.errors import InputError, TrialFailed
-from raysft.redaction import redacted
+from raysft.errors import InputError
 from raysft.report.across import continuum
 from raysft.report.chart import Drawing
 from raysft.report.cost import costs
@@ -18,11 +14,10 @@ from raysft.report.page import Section, page
 from raysft.report.tried import heat_maps, over_exponent, over_threshold, parallel
 from raysft.results import Study, studies
 from raysft.targets import newest, place_of
-from raysft.tracking.spool import reason_of
+from raysft.tracking.answer import REPORT, keep_answer
 from raysft.verdict import judge
 
 PAGE = "report.html"
-ARTIFACTS = "report"  # folder of a parent run's artifacts
 
 
 def report(
@@ -35,7 +30,7 @@ def report(
     """
     targets = targets or [newest()]
     found = studies(targets, tracking_uri)
-    folder = output or place_of(str(targets[0]), tracking_uri).folder / ARTIFACTS
+    folder = output or place_of(str(targets[0]), tracking_uri).folder / REPORT
     names = _file_names(found)
     judged = [(study, judge(study)) for study in found]
     across = continuum(judged)
@@ -57,8 +52,8 @@ def report(
             files |= {f"{figure.name}.png": figure.png, f"{figure.name}.svg": figure.svg.encode()}
     _write(folder, files)
     say(f"Report: {folder / PAGE}")
-    if log:
-        _log(folder, list(files), found)
+    for study, verdict in judged if log else []:
+        keep_answer(study.uri, study.run_id, verdict.sentence, [folder / name for name in files])
     return folder / PAGE
 
 
@@ -81,13 +76,3 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
     except OSError as error:
         fix = "Name another folder with --output."
         raise InputError(str(folder), f"cannot be written: {error.strerror}.", fix) from None
-
-
-def _log(folder: Path, files: Sequence[str], found: Sequence[Study]) -> None:
-    for study in found:
-        try:
-            for name in files:
-                MlflowClient(study.uri).log_artifact(study.run_id, str(folder / name), ARTIFACTS)
-        except (MlflowException, OSError) as error:
-            reason = f"MLflow at {redacted(study.uri)} does not take the report: {reason_of(error)}."
-            raise TrialFailed(f"{reason} It lies in {folder}; --no-log leaves MLflow alone.") from None

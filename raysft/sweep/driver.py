@@ -21,13 +21,15 @@ from typing import Any
 import ray
 from ray import tune
 
+from raysft.advisor import Advice, advise, asks_advice
 from raysft.capability import Capability
 from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
+from raysft.evidence import earlier_studies
 from raysft.progress import Progress
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
-from raysft.sweep.ledger import Ledger, TrialRow
+from raysft.sweep.ledger import Ledger, TrialRow, publish
 from raysft.sweep.mirror import Mirror
 from raysft.sweep.models import keep_models
 from raysft.sweep.optunafile import write_optuna
@@ -43,6 +45,7 @@ log = logging.getLogger(__name__)
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
 SETTINGS = "settings.json"
+ADVICE = "advice.json"
 RESULT = "study.json"
 TUNE = "tune"
 
@@ -257,7 +260,7 @@ class _Study:
         try:
             capability = self._measure(board, tracked)
             self.progress.capability(capability.mean_probability)
-            self._search(board, capability, tracked)
+            self._search(board, capability, self._advise(capability, tracked), tracked)
             rows = self.ledger.rows()
             missing = planned(self.config, len(self.given), rows) - sum(row.status != "INTERRUPTED" for row in rows)
             result = StudyResult(name, capability, rows, best_of(rows, self.config.search), missing > 0)
@@ -287,11 +290,27 @@ class _Study:
             self.progress.note(note)
         return Capability(**measured["capability"])
 
-    def _search(self, board: Any, capability: Capability, tracked: TrackedStudy) -> None:
+    def _advise(self, capability: Capability, tracked: TrackedStudy) -> Advice | None:
+        """By what was known when the study began; None where nothing goes by it."""
+        if not asks_advice(self.config, self.given):
+            return None
+        path = self.folder / ADVICE
+        if path.exists():
+            advice = Advice.from_json(path.read_text())
+        else:
+            evidence, note = earlier_studies(self.config)
+            if note:
+                self.progress.note(note)
+            advice = advise(capability, evidence)
+            publish(path, advice.to_json())
+        tracked.log_advice(advice)
+        return advice
+
+    def _search(self, board: Any, capability: Capability, advice: Advice | None, tracked: TrackedStudy) -> None:
         """Run Tune until every trial has ended, or to the user's interruption."""
         search = self.config.search
         space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
-        searcher = StudySearch(space, self.given, search, capability, self.ledger, self._confirm)
+        searcher = StudySearch(space, self.given, search, capability, self.ledger, self._confirm, advice)
         mirror = Mirror(tracked, board, self.ledger, self.progress)
         mirror.catch_up(searcher.paused)
         if not self.left:

@@ -48,7 +48,7 @@ class Ledger:
         """Record a new trial; its id is its number."""
         trial_id = f"{len(self._folders()):04d}"
         (self.folder / trial_id).mkdir(parents=True, exist_ok=True)
-        _publish(self.folder / trial_id / BEGUN, trial.model_dump(mode="json"))
+        publish(self.folder / trial_id / BEGUN, trial.model_dump_json(indent=1))
         return trial_id
 
     def begin_again(self, trial_id: str) -> None:
@@ -57,7 +57,7 @@ class Ledger:
 
     def promote(self, trial_id: str, until: int) -> None:
         """Record, before the trial goes on, to which step."""
-        _publish(self.folder / trial_id / PROMOTED, {"until": until})
+        publish(self.folder / trial_id / PROMOTED, json.dumps({"until": until}))
 
     def promoted(self, trial_id: str) -> int | None:
         """The step to which the trial was promoted last; None where it never was."""
@@ -67,7 +67,7 @@ class Ledger:
     def end(self, row: TrialRow) -> None:
         """A stopped trial's checkpoints go with it."""
         end = {"status": row.status, "step": row.step, "reason": row.reason, "metrics": row.metrics}
-        _publish(self.folder / row.trial_id / ENDED, end)
+        publish(self.folder / row.trial_id / ENDED, json.dumps(end, indent=1))
         if row.status == "KILLED":
             shutil.rmtree(self.folder / row.trial_id / "checkpoints", ignore_errors=True)
 
@@ -91,10 +91,10 @@ class Ledger:
         return TrialRow(folder.name, trial, **(json.loads(end.read_text()) if end.exists() else {}))
 
 
-def _publish(path: Path, content: dict[str, Any]) -> None:
+def publish(path: Path, content: str) -> None:
     """Write a file that is there whole or not at all."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(json.dumps(content, indent=1))
+    temporary.write_text(content)
     temporary.rename(path)
 
 

@@ -1,5 +1,6 @@
 """What runs next: Tune's searcher over the space, which goes by the ledger and, where it is asked for, by halving."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,17 +9,20 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
-from raysft.capability import Capability, resolve_threshold
+from raysft.advisor import Advice, resolve
+from raysft.capability import Capability
 from raysft.config import SearchConfig, TrialConfig
 from raysft.sweep.halving import Halving
 from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.space import Space, sampler
 
+ADVISED = 3  # searched trials that the advice chooses, and no more than half of them
+
 
 class StudySearch(Searcher):
     """First the trials that were interrupted, then those that are promoted, then what is left of the given ones, then
-    searched ones, and when all of these have ended those that confirm the result. Each is entered into the ledger as it
-    begins.
+    searched ones, of which the advised come before those that Optuna draws, and when all of these have ended those
+    that confirm the result. Each is entered into the ledger as it begins.
 
     To Tune, each way of a trial to its end or to the rung where it is paused is a trial of its own. Tune's own PAUSE
     would live only as long as the process, so that a resume would need a second way to promote.
@@ -36,11 +40,15 @@ class StudySearch(Searcher):
         capability: Capability,
         ledger: Ledger,
         confirm: Callable[[list[TrialRow]], list[TrialConfig]] = lambda rows: [],
+        advice: Advice | None = None,
     ) -> None:
-        """confirm: from the ledger's rows, once the search is over, the trials that confirm it."""
+        """confirm: from the ledger's rows, once the search is over, the trials that confirm it; advice: None where no
+        trial needs one and none is to come first by it.
+        """
         super().__init__(metric=search.metric, mode=search.mode)
         self.confirm = confirm
-        self.space, self.search, self.capability, self.ledger = space, search, capability, ledger
+        self.space, self.search, self.capability, self.ledger, self.advice = space, search, capability, ledger, advice
+        self.advised = self._advised(given)
         self.halving = Halving(search.asha, search.mode == "max") if search.asha else None
         self.trials: dict[str, TrialConfig] = {}  # by the ledger's ids, as all here but `running`
         self.values: dict[str, dict[int, float]] = {}  # step -> metric, where it is a number
@@ -115,10 +123,9 @@ class StudySearch(Searcher):
         if self.waiting:
             return self._begin(self.waiting.pop(0))
         if self.drawn < self.search.trials:
-            asked = self.study().ask()
-            self.space(asked)
+            trial = self.advised[self.drawn] if self.drawn < len(self.advised) else self._draw()
             self.drawn += 1
-            return self._begin(self.space.trial(asked.params))
+            return self._begin(trial)
         searched = self.halving.sent.keys() & self.running.values() if self.halving else ()
         if self.halving and not searched and (name := self.halving.rescue()):
             return self._promoted(name)
@@ -134,8 +141,22 @@ class StudySearch(Searcher):
         due = next((trial for trial in self.confirm(rows) if trial not in begun), None)
         return self._begin(due) if due else None
 
+    def _advised(self, given: list[TrialConfig]) -> list[TrialConfig]:
+        """The searched trials that come first: the same at every start of the study."""
+        if self.advice is None or not self.search.advice:
+            return []
+        tried = [trial.objective for trial in given]
+        promising = [objective for objective in self.advice.promising() if objective not in tried]
+        trials = [trial for objective in promising if (trial := self.space.of(objective, self.capability))]
+        return trials[: min(ADVISED, math.ceil(self.search.trials / 2))]
+
+    def _draw(self) -> TrialConfig:
+        asked = self.study().ask()
+        self.space(asked)
+        return self.space.trial(asked.params)
+
     def _begin(self, trial: TrialConfig) -> str:
-        trial = resolve_threshold(trial, self.capability)
+        trial = resolve(trial, self.capability, self.advice)
         name = self.ledger.begin(trial)
         self.trials[name], self.values[name] = trial, {}
         if self.halving and trial.role == "search":

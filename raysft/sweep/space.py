@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 
 from raysft.capability import Capability
 from raysft.config import Range, SearchConfig, SpaceConfig, TrialConfig
+from raysft.objectives import Selection
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -58,6 +59,12 @@ class Space:
         return TrialConfig.model_validate(
             {"objective": {"type": name, **objective}, "learning_rate": rate, "seed": self.seed}
         )
+
+    def of(self, objective: Selection, capability: Capability) -> TrialConfig | None:
+        """A trial of this objective at the training section's rate; None where that lies outside the space."""
+        trial = TrialConfig(objective=objective, learning_rate=self.learning_rate, seed=self.seed)
+        located, _ = self.locate(trial, capability)
+        return trial if located else None
 
     def locate(self, trial: TrialConfig, capability: Capability) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
         """Where a given trial lies in the space: Optuna's parameters and distributions; empty where it lies outside."""
@@ -140,8 +147,13 @@ def _fixed(dimension: Any) -> Any:
 
 def _fits(dimension: Any, value: Any) -> bool:
     if isinstance(dimension, Range):
-        return value is not None and dimension.low <= value <= dimension.high
+        return value is not None and dimension.low <= value <= dimension.high and _on_step(dimension, value)
     return value in (dimension if isinstance(dimension, list) else [dimension])
+
+
+def _on_step(dimension: Range, value: float) -> bool:
+    steps = 0.0 if dimension.step is None else (value - dimension.low) / dimension.step
+    return abs(steps - round(steps)) < 1e-8
 
 
 class SpreadTPE(optuna.samplers.TPESampler):

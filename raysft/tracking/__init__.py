@@ -1,4 +1,4 @@
-"""MLflow, which only this package talks to, and only in the driver's process: one writer for each sweep.
+"""MLflow, to which only this package writes, and only in the driver's process: one writer for each sweep.
 
 Experiment = sweep; parent run = one backbone's study; child run = one trial. Every write may be repeated without
 doubling anything, so a write that MLflow does not take is kept and made later: after set-up, no failure of tracking
@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from raysft.tracking.describing import objective_of
 from raysft.tracking.evaluations import TABLE, Evaluations
-from raysft.tracking.store import active, default_uri, is_database, open_to_read, reading, tracking_uri
+from raysft.tracking.store import active, default_uri, holds_runs, is_database, open_to_read, reading, tracking_uri
 from raysft.tracking.study import STUDY_ID, Study, Tracking
 from raysft.tracking.view import address
 
@@ -33,6 +33,7 @@ __all__ = [
     "active",
     "address",
     "default_uri",
+    "holds_runs",
     "is_database",
     "objective_of",
     "open_to_read",

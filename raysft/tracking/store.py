@@ -67,6 +67,11 @@ def writer(uri: str, output: Path, name: str) -> tuple[MlflowClient, str]:
     return client, str(active(experiment).experiment_id)
 
 
+def holds_runs(uri: str) -> bool:
+    """False for a sqlite file that nothing was ever written to; it makes nothing. Of other places it is not known."""
+    return not is_database(uri) or (file := _file(uri)) is None or file.is_file()
+
+
 def open_to_read(uri: str, fix: str = "") -> MlflowClient:
     """A client of a place that has runs already; it makes nothing. Raises InputError where there is nothing to read.
 

@@ -13,6 +13,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 
 from raysft import __version__
+from raysft.advisor import Advice
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.redaction import redacted
@@ -67,7 +68,6 @@ class Study:
     def __init__(self, runs: Runs, spool: Spool, config: SweepConfig, resume: bool) -> None:
         self._runs, self._spool, self._config = runs, spool, config
         self._capability: float | None = None
-        self._note = ""
         self._trials: dict[str, Tracked] = {}
         self._data: list[DatasetInput] = []
         backbone = config.backbone
@@ -99,10 +99,12 @@ class Study:
         self._log_text(self._parent, json.dumps(probe, indent=1), "probe.json")
         self._tell(study_note(self._config, self._capability, {}))
 
-    def describe(self, text: str) -> None:
-        """The parent's description in the UI from now on, e.g. the verdict's sentence. May be called at any time."""
-        self._note = text
-        self._tell(text)
+    def log_advice(self, advice: Advice) -> None:
+        """What was advised before any trial, whole as advice.json and in short as tags."""
+        tags = {"advice/objective": advice.choices[0].objective.label(), "advice/confidence": advice.confidence}
+        tags |= {"advice/regime": advice.regime, "advice/exponent": f"{advice.exponent:g}"}
+        self._spool.add(lambda: self._runs.batch(self._parent, tags=tags))
+        self._log_text(self._parent, advice.to_json(), "advice.json")
 
     def log_data(self, name: str, source: Source, fingerprint: str, counts: Mapping[str, int]) -> None:
         """A data set of the study and of its trials. name: train or heldout; counts: of its samples and tokens.
@@ -198,7 +200,7 @@ class Study:
         texts = {key: value for key, value in (summary or {}).items() if isinstance(value, str)}
         numbers = {key: float(value) for key, value in (summary or {}).items() if not isinstance(value, str)}
         best = [Metric(f"best/{key}", value, milliseconds(now), 0) for key, value in numbers.items()]
-        texts[NOTE] = self._note or study_note(self._config, self._capability, summary or {})
+        texts[NOTE] = study_note(self._config, self._capability, summary or {})
 
         def write() -> None:
             self._runs.batch(self._parent, best, tags=texts)

@@ -33,6 +33,7 @@ from raysft.training.flops import Flops, peak
 Metrics = dict[str, float]
 Stop = Literal["drop", "save"]
 KEEP_CHECKPOINTS = 2
+RUNNING_MEAN, MEMORY = "running_mean.json", 0.9  # of p, over about ten steps
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Loop:
         self.folder, self.identity, self.collate, self.steps = folder, identity, collate, steps
         self.clock, self.flops = clock, flops
         self.objective, self.peak, self.seed = trial.objective, trial.learning_rate, trial.seed
+        self.mean_probability = trial.objective.follows_from  # the same on every rank
         self.order = SampleOrder(len(data), config.training.global_batch_size, trial.seed)
         self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
         self.log = MetricLog(folder / "metrics.jsonl", ranks)
@@ -150,6 +152,8 @@ class Loop:
             totals[3] = {None: 0, "drop": 1, "save": 2}[hooks.stop()]
         loss, kept, probability, stop = self._sum(totals).tolist()
         loss /= max(count, 1.0)
+        if self.mean_probability is not None:
+            self.mean_probability = MEMORY * self.mean_probability + (1 - MEMORY) * probability / max(supervised, 1.0)
         rate = learning_rate(training, self.peak, step, self.steps)
         if not math.isfinite(loss):
             raise TrialFailed(f"the loss is {loss} at step {step + 1} (learning rate {rate:g}).")
@@ -190,7 +194,9 @@ class Loop:
     def _objective(self, step: int, batches: list[Batch]) -> AnyObjective:
         """The objective of this step, which may depend on the training's progress or on the step's own samples."""
         nll = self._sample_nll(batches) if self.objective.needs_sample_nll else None
-        return cast(AnyObjective, self.objective.at(step / self.steps, nll))
+        if self.mean_probability is None:
+            return cast(AnyObjective, self.objective.at(step / self.steps, nll))
+        return cast(AnyObjective, self.objective.at(step / self.steps, nll, self.mean_probability))
 
     def _sum(self, values: torch.Tensor) -> torch.Tensor:
         with self.clock("communication"):
@@ -224,7 +230,13 @@ class Loop:
         self.log.flush()
         root = self.folder / "checkpoints"
         with self.clock("checkpoint"):
-            checkpoint.save(root, step, self.identity, self.ranks, self.engine.save, keep)
+            checkpoint.save(root, step, self.identity, self.ranks, self._write_state, keep)
+
+    def _write_state(self, folder: Path) -> None:
+        """This rank's files of a checkpoint."""
+        self.engine.save(folder)
+        if self.mean_probability is not None and self.ranks.rank == 0:
+            (folder / RUNNING_MEAN).write_text(json.dumps(self.mean_probability))
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
@@ -233,6 +245,8 @@ class Loop:
             step, folder = found
             with self.clock("checkpoint"):
                 self.engine.load(folder)
+            if self.mean_probability is not None:
+                self.mean_probability = json.loads((folder / RUNNING_MEAN).read_text())
         self.log.cut(step)
         return step
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from rich.console import Console
 
+from raysft.advisor import Advice, advise
 from raysft.config import PAPER_BASELINES, Job, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.inprocess import bench_here
@@ -27,6 +28,7 @@ from raysft.sweepfile import dump
 
 Make = Callable[..., SweepConfig]
 Run = Callable[..., subprocess.Popen[str]]
+ONE_AT_ONCE = {"max_concurrent": 1}
 CONTRACT_PARAMS = {"backbone", "objective", "exponent", "threshold", "keep", "learning_rate", "seed"}
 CONTRACT_METRICS = {
     "eval/accuracy",
@@ -143,6 +145,43 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
     longer = config.model_copy(update={"search": config.search.model_copy(update={"trials": 9})})
     with pytest.raises(InputError, match=r"other settings: search.trials was \d+, is 9"):
         sweep(longer, quiet(), resume=True)
+
+
+@pytest.mark.slow
+def test_a_sweep_begins_with_what_is_advised(ray_cluster: None, make_config: Make) -> None:
+    """auto has its exponent before it trains; a resume goes by the advice that the study began with."""
+    config = make_config(
+        training={"steps": 4}, baselines=[{"type": "auto", "follow": True}], search={"trials": 2}, workers=ONE_AT_ONCE
+    )
+    (result,) = sweep(config, quiet())
+    folder = study_folder(config.for_backbone("tiny"))
+    advice = Advice.from_json((folder / "advice.json").read_text())
+    assert advice == advise(result.capability), "the paper alone: the store has no other experiment"
+    (auto,) = [t for t in result.trials if t.trial.objective.type == "auto"]
+    assert auto.trial.objective.exponent == advice.exponent
+    assert auto.status == "FINISHED"
+    promising = [o for o in advice.promising() if o not in PAPER_BASELINES]
+    first, _ = [t.trial.objective for t in result.trials if t.trial.role == "search"]
+    assert first == promising[0]
+
+    (parent,), children = runs_of(config)
+    assert parent.data.tags["advice/objective"] == advice.choices[0].objective.label()
+    assert parent.data.tags["advice/regime"] == "weak"
+    (logged_auto,) = [c.data for c in children if c.data.params["objective"] == "auto"]
+    assert float(logged_auto.params["exponent"]) == advice.exponent
+    assert logged_auto.params["auto.follow"] == "True"
+    assert "train/exponent" in logged_auto.metrics
+
+    stored = advice.to_json().replace('"weak"', '"strong"')  # it is read again, and not made anew
+    (folder / "advice.json").write_text(stored)
+    (folder / "study.json").unlink()
+    ended = folder / "trials" / auto.trial_id / "end.json"
+    ended.unlink()
+    before = losses(ended.parent)
+    (again,) = sweep(config, quiet(), resume=True)
+    assert [(t.trial, t.status) for t in again.trials] == [(t.trial, t.status) for t in result.trials]
+    assert losses(ended.parent) == before
+    assert (folder / "advice.json").read_text() == stored
 
 
 def asked(config: SweepConfig, trial_id: str) -> set[int]:

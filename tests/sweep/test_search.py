@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.trial import TrialState
 
+from raysft.advisor import Advice, Choice, advise
 from raysft.capability import Capability
 from raysft.config import PAPER_BASELINES, SearchConfig, SpaceConfig, TrialConfig
 from raysft.objectives import Power
+from raysft.objectives.auto import Auto
 from raysft.sweep.ledger import Ledger, Status, TrialRow
 from raysft.sweep.search import StudySearch
 from raysft.sweep.space import Space
@@ -46,11 +48,17 @@ def search_over(
     given_trials: list[TrialConfig] | None = None,
     search: SearchConfig = SEARCH,
     ledger: Ledger | None = None,
+    advice: Advice | None = None,
 ) -> StudySearch:
     """A searcher of a study of its own, or of one whose ledger is given."""
     with tempfile.TemporaryDirectory() as folder:
         searcher = StudySearch(
-            Space(space, RATE, seed=0), given_trials or [], search, capability(), ledger or Ledger(Path(folder))
+            Space(space, RATE, seed=0),
+            given_trials or [],
+            search,
+            capability(),
+            ledger or Ledger(Path(folder)),
+            advice=advice,
         )
     return searcher
 
@@ -278,6 +286,94 @@ def record(ledger: Ledger, row: TrialRow, status: Status, values: dict[int, floa
 def write(ledger: Ledger, row: TrialRow, values: dict[int, float]) -> None:
     lines = [json.dumps({"step": step, "time": 1.7e9, "eval/nll": value}) for step, value in values.items()]
     (ledger.folder / row.trial_id / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+# --- advice -----------------------------------------------------------------------------------------------------------
+
+WIDE = SpaceConfig(exponent={"low": 0.0, "high": 10})
+
+
+def advising(*exponents: float) -> Advice:
+    """These first, in this order and all promising, then -p^10, which is not."""
+    choices = [Choice(a, None, 0.99 - i / 1000, 0.0) for i, a in enumerate(exponents)]
+    return Advice(0.5, "intermediate", [*choices, Choice(10.0, None, 0.1, 0.0)], "low", 0.0, [], [(0.5, exponents[0])])
+
+
+def test_what_is_advised_comes_before_what_is_drawn() -> None:
+    """Baselines are not repeated, and no more than half of the searched trials, at most three, are advised."""
+    searcher = search_over(WIDE, GIVEN, advice=advising(1, 0.5, 0.25, 2, 0.1))
+    trials = [suggested(searcher, str(i)) for i in range(8)]
+    assert [t.objective for t in trials[:4]] == list(PAPER_BASELINES)
+    assert [t.objective.exponent for t in trials[4:7]] == [0.5, 0.25, 2]
+    assert {t.role for t in trials[4:]} == {"search"}
+    assert trials[7].objective.exponent not in (0.1, 0.5, 0.25, 2)
+    few = search_over(WIDE, GIVEN, SEARCH.model_copy(update={"trials": 3}), advice=advising(1, 0.5, 0.25, 2, 0.1))
+    found = [suggested(few, str(i)).objective.exponent for i in range(7)]
+    assert found[4:6] == [0.5, 0.25]
+    assert found[6] not in (2, 0.1)
+    assert few.suggest("nothing") is None, "advised trials are searched ones"
+
+
+def test_the_sampler_learns_from_advised_trials() -> None:
+    searcher = search_over(WIDE, advice=advising(0.5, 2))
+    for name in "ab":
+        searcher.suggest(name)
+        searcher.on_trial_complete(name, finished(1.0))
+    assert [t.params["exponent"] for t in searcher.study().trials] == [0.5, 2]
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (SpaceConfig(exponent={"low": 0.3, "high": 1}), [0.5]),
+        (SpaceConfig(exponent=[0.1, 0.25, 3]), [0.25]),
+        (SpaceConfig(exponent={"low": 0, "high": 1, "step": 0.5}), [0.5]),
+        (SpaceConfig(objectives=[{"type": "focal", "gamma": {"low": 0, "high": 5}}]), []),
+        (SpaceConfig(threshold={"low": 0.1, "high": 0.5}, threshold_optional=False), []),
+        (SpaceConfig(learning_rate={"low": 2 * RATE, "high": 3 * RATE}), []),
+    ],
+)
+def test_only_what_lies_in_the_space_is_advised(space: SpaceConfig, expected: list[float]) -> None:
+    searcher = search_over(space, advice=advising(0.25, 0.5))
+    assert [trial.objective.exponent for trial in searcher.advised] == expected
+    searcher.suggest("a")
+    assert len(searcher.study().trials) == 1, "and Optuna takes it"
+
+
+def test_without_search_advice_nothing_changes() -> None:
+    silent = SEARCH.model_copy(update={"advice": False})
+    first, second = search_over(WIDE, GIVEN, silent, advice=advising(0.5)), search_over(WIDE, GIVEN)
+    assert [suggested(first, str(i)) for i in range(6)] == [suggested(second, str(i)) for i in range(6)]
+
+
+@pytest.mark.parametrize("begun", [1, 2, 3, 5])
+def test_a_resumed_search_goes_on_with_the_advice(tmp_path: Path, begun: int) -> None:
+    """What it draws is what the uninterrupted one does, whether it was interrupted among the advised or after them."""
+    advice = advising(0.5, 0.25)
+    whole = search_over(WIDE, GIVEN[:1], advice=advice)
+    expected = [suggested(whole, str(i)).objective.exponent for i in range(8)]
+    ledger = Ledger(tmp_path)
+    first = search_over(WIDE, GIVEN[:1], ledger=ledger, advice=advice)
+    found = [suggested(first, str(i)).objective.exponent for i in range(begun)]
+    for row in ledger.rows():
+        record(ledger, row, "FINISHED", {10: 1.0})
+    resumed = search_over(WIDE, GIVEN[:1], ledger=ledger, advice=advice)
+    found += [suggested(resumed, str(i)).objective.exponent for i in range(8 - begun)]
+    assert found == expected
+
+
+def test_auto_is_filled_in_before_it_begins(tmp_path: Path) -> None:
+    """Given or searched; the ledger holds what was picked, and the sampler knows a searched one again."""
+    advice = advise(capability())
+    ledger = Ledger(tmp_path)
+    space = SpaceConfig(objectives=[{"type": "auto", "follow": [False, True]}])
+    search = SEARCH.model_copy(update={"advice": False})
+    searcher = search_over(space, [trial_of(Auto(threshold=0.2))], search, ledger, advice)
+    given_one, searched = suggested(searcher, "a").objective, suggested(searcher, "b").objective
+    assert given_one == Auto(exponent=advice.exponent, threshold=0.2)
+    assert searched.exponent == advice.exponent
+    assert [row.trial.objective for row in ledger.rows()] == [given_one, searched]
+    assert [t.params for t in searcher.study().trials] == [{"auto.follow": searched.follow}]
 
 
 def test_same_seed_same_suggestions() -> None:

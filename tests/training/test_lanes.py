@@ -15,6 +15,7 @@ from raysft.config import Job, SweepConfig, TrialConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.objectives import Power
 from raysft.objectives.anchored import ASFT
+from raysft.objectives.auto import Auto
 from raysft.objectives.reweighted import TALR
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
@@ -34,6 +35,7 @@ OBJECTIVES = {
     "below": Power(exponent=0.3, threshold=0.5, keep="below"),
     "talr": TALR(),
     "asft": ASFT(),
+    "following": Auto(follow=True, exponent=0.5, capability=0.02, path=((0.001, 0.0), (0.9, 2.0))),
 }
 
 
@@ -143,7 +145,7 @@ def test_one_trial_fails_and_the_others_go_on(make_config: Make, tmp_path: Path)
 
 def test_a_saved_lane_goes_on_where_it_was(make_config: Make, tmp_path: Path) -> None:
     config = make_config(training=TRAINING, evaluation={"every": 3})
-    whole, cut = jobs_in(tmp_path / "turn")[:2], jobs_in(tmp_path / "side")[:2]
+    whole, cut = jobs_in(tmp_path / "turn")[-2:], jobs_in(tmp_path / "side")[-2:]
     run_all(bench_of(config, 1), whole)
     paused = [Job(job.trial_id, job.trial, job.folder, until=3) for job in cut]
     assert {(r.status, r.step) for r in run_all(bench_of(config, 2), paused)} == {("paused", 3)}

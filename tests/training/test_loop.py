@@ -14,6 +14,7 @@ from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
 from raysft.errors import TrialFailed
 from raysft.inprocess import bench_here
 from raysft.objectives import IGNORE_INDEX, Power, build, known, naive_objective
+from raysft.objectives.auto import Auto, exponent_at
 from raysft.objectives.head import Reference
 from raysft.ranks import Ranks
 from raysft.training.clock import Clock
@@ -31,7 +32,8 @@ OBJECTIVES = [
     Power(exponent=0, threshold=0.03, keep="below"),
     Power(exponent=1, threshold=0.01, upper=0.05),
     Power(exponent=0, final_exponent=2, schedule="cosine"),
-    *(build(name) for name in known() if name != "power"),
+    Auto(exponent=0.7),
+    *(build(name) for name in known() if name not in ("power", "auto")),
 ]
 
 
@@ -131,12 +133,21 @@ def test_first_gradient_is_that_of_the_objective(
         torch.testing.assert_close(gradient.double(), expected[name], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_resumed_run_is_bitwise_the_uninterrupted_one(make_config: Make, tmp_path: Path, precision: str) -> None:
+PATH = ((0.001, 0.0), (0.9, 2.0))  # wide enough for the exponent to move at each step
+FOLLOWING = Auto(follow=True, exponent=0.5, capability=0.02, path=PATH)
+
+
+@pytest.mark.parametrize(
+    ("precision", "objective"),
+    [("fp32", Power(exponent=0.5)), ("bf16", Power(exponent=0.5)), ("fp32", FOLLOWING)],
+    ids=["fp32", "bf16", "following"],
+)
+def test_resumed_run_is_bitwise_the_uninterrupted_one(
+    make_config: Make, tmp_path: Path, precision: str, objective: Any
+) -> None:
     config = make_config()
     config = make_config(training=config.training.model_dump() | {"precision": precision})
     bench = bench_here(config)
-    objective = Power(exponent=0.5)
     assert run(bench, tmp_path / "whole", objective) == "finished"
     expected = losses(tmp_path / "whole")
     assert len(expected) == 6
@@ -145,6 +156,24 @@ def test_resumed_run_is_bitwise_the_uninterrupted_one(make_config: Make, tmp_pat
         assert run(bench, folder, objective, stop_after) == "saved"
         assert run(bench, folder, objective) == "finished"
         assert losses(folder) == expected
+
+
+def test_a_following_exponent_moves_with_the_mean_of_p(make_config: Make, tmp_path: Path) -> None:
+    """By hand: the mean starts at the capability and takes a tenth of each step's p; the step before counts."""
+    config = make_config()
+    bench = bench_here(config)
+    run(bench, tmp_path / "t", FOLLOWING)
+    lines = [json.loads(line) for line in (tmp_path / "t" / "metrics.jsonl").read_text().splitlines()]
+    mean = 0.02
+    for line in lines:
+        assert line["train/exponent"] == pytest.approx(exponent_at(PATH, mean), rel=1e-12)
+        mean = 0.9 * mean + 0.1 * line["train/mean_probability"]
+    assert len({line["train/exponent"] for line in lines}) == len(lines)
+    fixed = Auto(exponent=0.5)
+    run(bench, tmp_path / "fixed", fixed)
+    run(bench, tmp_path / "power", Power(exponent=0.5))
+    assert losses(tmp_path / "fixed") == losses(tmp_path / "power"), "auto that does not follow is the family"
+    assert losses(tmp_path / "t") != losses(tmp_path / "fixed")
 
 
 def test_a_trial_pauses_where_it_is_told_to_and_goes_on_bitwise(make_config: Make, tmp_path: Path) -> None:
