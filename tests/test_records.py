@@ -26,10 +26,10 @@ def test_records_are_read_as_written(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"plain", "not compressed JSON lines"),
-        (gzip.compress(b"not json\n"), "not compressed JSON lines"),
-        (gzip.compress(b'{"a": 1}\n'), "holds no records of answers"),
-        (gzip.compress(b"[1]\n"), "holds no records of answers"),
-        (gzip.compress(b'{"a": 1}\n')[:-6], "not compressed JSON lines"),
+        (gzip.compress(b"not json\n", mtime=0), "not compressed JSON lines"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0), "holds no records of answers"),
+        (gzip.compress(b"[1]\n", mtime=0), "holds no records of answers"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0)[:-6], "not compressed JSON lines"),
         (None, "No such file"),
     ],
 )

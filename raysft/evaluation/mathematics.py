@@ -14,7 +14,7 @@ from raysft.mathjudge import plain
 NUMBER = r"(?:(?<![\w)\]}])-)?(?:\d+(?:,\d{3})*(?:\.\d+)?|(?<!\d)\.\d+)"
 # Where there is no box: what is said to be the answer (as LaTeX, a number, a line), else the last number.
 FALLBACK = [
-    r"(?i)answer(?: is|:)[\s:*]*(?:\$|\\\()([^$\n]+?)(?:\$|\\\))",
+    r"(?i)answer(?: is|:)[\s:*]*(?:\$\$?|\\[(\[])\s*([^$\n]+?)\s*(?:\$|\\[)\]])",
     rf"(?i)answer(?: is|:)[\s:*]*\\?\$?((?>{NUMBER}(?:/\d+)?))(?!\s*[-+*/=^×]\s*\\?\$?\d)",  # 40 of 40 + 70 is none
     r"(?im)answer(?: is|:)[\s:*]*([^\n]{1,40}?)\.?\s*$",
     NUMBER,

@@ -80,6 +80,8 @@ def test_a_box_gives_back_what_was_put_into_it(content: str) -> None:
         ("So the final answer is: 1,234. I hope 5 helps", "1,234", "pattern"),
         ("Answer: -3/4", "-3/4", "pattern"),
         ("The answer is Evelyn.", "Evelyn", "pattern"),
+        ("So the final answer is:\n\n$$\nx = 2\n$$\nSo 5", "x = 2", "pattern"),
+        (r"the answer is: \[ 7 \]", "7", "pattern"),
         ("So the answer is 40 + 70 = 90 daps.", "40 + 70 = 90 daps", "pattern"),
         ("first 7-3, then 1,200.50 dollars.", "1,200.50", "pattern"),
         ("x = -3", "-3", "pattern"),
