@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -138,6 +138,11 @@ def by_seed(regret: Mapping[Case, float]) -> tuple[float, float | None]:
     return mean(regret.values()), stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
 
 
+def _mean(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return mean(listed) if listed else None
+
+
 def report(known: Known) -> str:
     """Tables: of policies, of policies by task, and of all cases."""
     trials = len(next(iter(known.values())).trials)
@@ -149,7 +154,7 @@ def report(known: Known) -> str:
         if not found:
             continue
         average, error = by_seed(found)
-        own = [number(mean(v for c, v in found.items() if c.task == task), ".1f") for task in tasks]
+        own = [number(_mean(v for c, v in found.items() if c.task == task), ".1f") for task in tasks]
         worst = max(found.values())
         within = sum(value <= 1 for value in found.values()) / len(found)
         cost = (probes + total * trained / trials) / total
