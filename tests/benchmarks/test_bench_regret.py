@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import stdev
 from types import ModuleType
 from typing import Any
 
@@ -109,9 +110,9 @@ def known(cases: ModuleType, tables: ModuleType) -> Any:
 def test_regret_is_against_the_best_in_points(tables: ModuleType, known: Any) -> None:
     nll = tables.regrets(tables._always(tables.NLL), known)
     assert list(nll.values()) == pytest.approx([60, 40, 0])
-    average, error = tables.by_seed(nll)
-    assert average == pytest.approx(100 / 3)
-    assert error == pytest.approx(5.0 * math.sqrt(2) / math.sqrt(2)), "seed 0 has 30, seed 1 has 40"
+    over_cases, over_seeds = tables.errors(nll)
+    assert over_cases == pytest.approx(stdev([60, 40, 0]) / math.sqrt(3))
+    assert over_seeds == pytest.approx(5), "seed 0 has 30, seed 1 has 40"
     assert list(tables.regrets(tables._auto_follow, known).values()) == pytest.approx([-10])
 
 
