@@ -105,6 +105,7 @@ def _sorting(question: str, answer: str) -> Problem:
 
 
 def _filtering(question: str, answer: str) -> Problem:
+    """What is at the bound itself may stay or not: the prompt does not say so, which is a little more noise."""
     found = re.search(r"(Keep all|Remove all) numbers (larger|smaller) than (\d+)", question)
     assert found is not None
     keeps_larger = (found[1] == "Keep all") == (found[2] == "larger")

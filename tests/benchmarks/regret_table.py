@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -132,10 +132,18 @@ def regrets(policy: Policy, known: Known) -> dict[Case, float]:
     return {case: 100 * (known[case].best - value) for case, value in found.items() if value is not None}
 
 
-def by_seed(regret: Mapping[Case, float]) -> tuple[float, float | None]:
-    """The mean over cases, and its standard error over seeds."""
-    means = [mean(v for c, v in regret.items() if c.seed == seed) for seed in sorted({case.seed for case in regret})]
-    return mean(regret.values()), stdev(means) / math.sqrt(len(means)) if len(means) > 1 else None
+def errors(regret: Mapping[Case, float]) -> tuple[float | None, float | None]:
+    """Standard errors of the mean regret: over cases, and over seeds (each the mean of its cases)."""
+    seeds = [mean(v for c, v in regret.items() if c.seed == seed) for seed in {case.seed for case in regret}]
+    over_cases, over_seeds = (
+        stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None for values in (list(regret.values()), seeds)
+    )
+    return over_cases, over_seeds
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    listed = list(values)
+    return mean(listed) if listed else None
 
 
 def report(known: Known) -> str:
@@ -148,14 +156,14 @@ def report(known: Known) -> str:
         found = regrets(policy, known)
         if not found:
             continue
-        average, error = by_seed(found)
-        own = [number(mean(v for c, v in found.items() if c.task == task), ".1f") for task in tasks]
+        over_cases, over_seeds = (number(error, ".1f") for error in errors(found))
+        own = [number(_mean(v for c, v in found.items() if c.task == task), ".1f") for task in tasks]
         worst = max(found.values())
         within = sum(value <= 1 for value in found.values()) / len(found)
         cost = (probes + total * trained / trials) / total
-        figures = [f"{average:.1f} +/- {number(error, '.1f')}", f"{worst:.1f}", f"{within:.0%}", *own, f"{cost:.2f}"]
-        rows.append([name, *figures])
-    head = ["policy", "mean regret", "worst", "within 1 point", *tasks, "cost"]
+        figures = [f"{mean(found.values()):.1f}", over_cases, over_seeds, f"{worst:.1f}", f"{within:.0%}"]
+        rows.append([name, *figures, *own, f"{cost:.2f}"])
+    head = ["policy", "mean regret", "se, cases", "se, seeds", "worst", "within 1 point", *tasks, "cost"]
     seeds = sorted({case.seed for case in known})
     about = (
         f"{len(known)} cases, seeds {seeds}; the sweep: {trials} objectives, {total / len(known):.0f} s a case; "
