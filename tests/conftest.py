@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and workers share the cores
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a script's background job; processes of tests inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 settings.register_profile("raysft", deadline=None)  # no example is timed: the machine is noisy
 settings.load_profile("raysft")
 
