@@ -189,7 +189,6 @@ def _basis(study: Study, gains: dict[str, Comparison], confirmed: bool) -> str:
             else " More seeds tell more: raise confirm.seeds, --resume."
         )
         return f"By {study.metric}, {gain.seeds} seed{'s'[: gain.seeds > 1]}{problems} that the search never saw.{more}"
-    return (
-        f"By {study.metric}, one seed{problems} that the search itself went by (intervals widened for "
-        f"{len(study.compared())} trials): confirm it before you rely on it, with confirm: {{seeds: 3}}."
-    )
+    widened = f" (intervals widened for {len(study.compared())} trials)" if np.isfinite(gain.low) else ""
+    seen = f"By {study.metric}, one seed{problems} that the search itself went by{widened}"
+    return f"{seen}: confirm it before you rely on it, with confirm: {{seeds: 3}}."

@@ -25,7 +25,7 @@ def test_builds_by_name() -> None:
     ("name", "params", "told"),
     [
         ("powr", {}, "objective 'powr': is unknown. Did you mean 'power'?"),
-        ("", {}, "objective '': is unknown. Valid: asft, deft, dft, eaft,"),
+        ("", {}, "objective '': is unknown. Valid: asft, auto, deft, dft,"),
         ("power", {"exponet": 1}, "objective 'power' exponet: 'exponet' is not a key here. Did you mean 'exponent'?"),
         (
             "power",

@@ -106,7 +106,7 @@ def test_side_by_side_trials_are_those_in_turn(
     losses = [logged(job)[-1]["train/loss"] for job in in_turn]
     assert len(set(losses)) == len(losses)
     assert max(passes) == 3
-    assert passes.count(3) > len(passes) / 2
+    assert sum(passes) > 1.5 * len(passes), "most passes were shared"
     assert all(torch.equal(before[name], weight) for name, weight in bench.base.state_dict().items())
 
 
