@@ -1,7 +1,5 @@
 """What earlier studies found, read from MLflow as evidence for the advice on a new one."""
 
-from functools import partial
-
 from mlflow.entities import Run
 
 from raysft.advisor import Evidence
@@ -9,7 +7,7 @@ from raysft.config import SweepConfig
 from raysft.errors import InputError
 from raysft.objectives import Power
 from raysft.results import Trial, trial_of
-from raysft.tracking import holds_runs, open_to_read, reading, tracking_uri
+from raysft.tracking import all_runs, holds_runs, open_to_read, reading, tracking_uri
 
 METRIC = "eval/accuracy"
 MOST_RUNS = 5000  # the newest; enough for hundreds of studies, and read in seconds
@@ -33,15 +31,7 @@ def _read(uri: str, own: str) -> list[Evidence]:
     client = open_to_read(uri)
     with reading(uri):
         names = {e.experiment_id: e.name for e in client.search_experiments() if e.name != own}
-        runs: list[Run] = []
-        search = partial(client.search_runs, list(names), max_results=1000, order_by=["attributes.start_time DESC"])
-        token: str | None = None
-        while names and len(runs) < MOST_RUNS:
-            page = search(page_token=token)
-            runs += page
-            token = page.token
-            if not token:
-                break
+        runs = all_runs(client, list(names), newest=MOST_RUNS) if names else []
     trials: dict[str, list[Trial]] = {}
     for run in runs:
         if "raysft.trial_id" in run.data.tags:

@@ -26,6 +26,7 @@ def write_card(folder: Path, config: SweepConfig, result: "StudyResult") -> None
 
 def card(config: SweepConfig, result: "StudyResult", best: "TrialRow") -> str:
     objective, training = best.trial.objective, config.training
+    searched = [row for row in result.trials if row.trial.role != "confirm"]
     steps = f"{best.step} steps of {training.global_batch_size} samples, learning rate {best.trial.learning_rate:g}"
     return f"""---
 {yaml.safe_dump(_front(config), sort_keys=False).strip()}
@@ -34,7 +35,7 @@ def card(config: SweepConfig, result: "StudyResult", best: "TrialRow") -> str:
 # {config.name}: {config.backbone.name}, fine-tuned with {objective.label()}
 
 Fine-tuned from `{config.backbone.path}` by [raysft](https://arxiv.org/abs/2510.00526) {__version__}, which searched the
-training objective: of {len(result.trials)} trials on this backbone and these data, this one had the best
+training objective: of {len(searched)} trials on this backbone and these data, this one had the best
 {config.search.metric}.
 
 ## Objective

@@ -7,7 +7,7 @@ Capability is the token mean of p (Tables 5 and 6), all scores are in percent.
 from dataclasses import dataclass
 
 CITATION = "arXiv 2510.00526"
-STRONG, INTERMEDIATE, WEAK = 0.8, 0.5, 0.1  # about .8, about .5, .01 to .1 (Sec. 3)
+WEAK = 0.1  # the weak end's capability is .01 to .1; strong is about .8, in between about .5 (Sec. 3)
 WEAK_BEST = 0.1  # the exponent that is best at the weak end, of .1 to 10 (Fig. 6); the strong end's is about 1
 STRONG_SHARE = 0.7  # Assumption 6.1: a strong model has at least this share of tokens with p >= .55
 

@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +25,7 @@ from raysft.objectives import Selection
 from raysft.records import read_records
 from raysft.redaction import redacted
 from raysft.targets import Place, place_of
-from raysft.tracking import active, objective_of, open_to_read, reading
+from raysft.tracking import active, all_runs, objective_of, open_to_read, reading
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +154,7 @@ def _studies(place: Place) -> list[Study]:
         if experiment is None:
             names = [e.name for e in client.search_experiments() if e.name != "Default"]
             raise InputError(what, "does not exist.", did_you_mean(place.name, names) if names else place.fix)
-        runs = _all_runs(client, active(experiment).experiment_id)
+        runs = all_runs(client, [active(experiment).experiment_id])
     children: dict[str, list[Run]] = {}
     parents: dict[str, list[Run]] = {}
     for run in runs:
@@ -171,17 +170,6 @@ def _studies(place: Place) -> list[Study]:
         trials = sorted(map(trial_of, children.get(meant[-1].info.run_id, [])), key=lambda trial: trial.trial_id)
         found.append(_study(client, place, meant[-1], trials, earlier=len(meant) - 1))
     return found
-
-
-def _all_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """Oldest first; a thousand come in one answer."""
-    search = partial(client.search_runs, [experiment_id], max_results=1000, order_by=["attributes.start_time ASC"])
-    page = search()
-    runs = list(page)
-    while page.token:
-        page = search(page_token=page.token)
-        runs += page
-    return runs
 
 
 def _study(client: MlflowClient, place: Place, run: Run, trials: list[Trial], earlier: int) -> Study:

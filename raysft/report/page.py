@@ -7,8 +7,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from raysft import __version__
+from raysft.advisor import regime
 from raysft.config import PAPER_BASELINES
-from raysft.paper import CITATION, INTERMEDIATE, STRONG, WEAK
+from raysft.paper import CITATION
 from raysft.report.chart import Drawing, Missing
 from raysft.report.cost import Cost
 from raysft.report.intervals import Interval, of_candidate, of_trial
@@ -41,7 +42,7 @@ def page(sections: Sequence[Section], across: Figure) -> str:
         baselines=[baseline.label() for baseline in PAPER_BASELINES],
         of_label=_of_label,
         of_trial=of_trial,
-        strength=_strength,
+        regime=regime,
         is_drawn=lambda figure: isinstance(figure, Drawing),
         svg=lambda drawing: Markup(drawing.svg),  # matplotlib escaped what it holds
         citation=CITATION,
@@ -57,13 +58,6 @@ def _of_label(section: Section, label: str) -> Interval | None:
             return of_candidate(study, candidate)
     trial = next((t for t in study.compared() if t.label == label), None)
     return of_trial(study, trial) if trial else None
-
-
-def _strength(capability: float) -> str:
-    """The paper's word for it; between its examples, the nearer one."""
-    if capability >= (STRONG + INTERMEDIATE) / 2:
-        return "strong"
-    return "intermediate" if capability >= (INTERMEDIATE + WEAK) / 2 else "weak"
 
 
 def _interval(interval: Interval | None) -> str:

@@ -55,6 +55,7 @@ class StudySearch(Searcher):
         self.known: dict[str, FrozenTrial] = {}  # what Optuna is told
         self.running: dict[str, str] = {}  # Tune's id -> the ledger's
         self.due: list[str] = []
+        self.to_confirm: list[TrialConfig] | None = None  # unknown while the search goes on
         self.over = False
         rows = ledger.rows()
         begun = sum(row.trial.role != "confirm" for row in rows)
@@ -133,13 +134,20 @@ class StudySearch(Searcher):
 
     def _confirming(self) -> str | None:
         """The next trial that confirms the result; None while the search is not over, and once there is none left."""
+        if self.to_confirm is None:
+            self.to_confirm = self._to_confirm()
+        return self._begin(self.to_confirm.pop(0)) if self.to_confirm else None
+
+    def _to_confirm(self) -> list[TrialConfig] | None:
+        """Those that have not begun; None while the search is not over. Tune asks often, so the ledger is read last."""
+        if any(self.trials[name].role != "confirm" for name in self.running.values()):
+            return None
         rows = self.ledger.rows()
         searched = [row for row in rows if row.trial.role != "confirm"]
         if any(row.status == "INTERRUPTED" and row.trial_id not in self.paused for row in searched):
             return None
         begun = [row.trial for row in rows if row.trial.role == "confirm"]
-        due = next((trial for trial in self.confirm(rows) if trial not in begun), None)
-        return self._begin(due) if due else None
+        return [trial for trial in self.confirm(rows) if trial not in begun]
 
     def _advised(self, given: list[TrialConfig]) -> list[TrialConfig]:
         """The searched trials that come first: the same at every start of the study."""

@@ -17,7 +17,16 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from raysft.tracking.describing import objective_of
 from raysft.tracking.evaluations import TABLE, Evaluations
-from raysft.tracking.store import active, default_uri, holds_runs, is_database, open_to_read, reading, tracking_uri
+from raysft.tracking.store import (
+    active,
+    all_runs,
+    default_uri,
+    holds_runs,
+    is_database,
+    open_to_read,
+    reading,
+    tracking_uri,
+)
 from raysft.tracking.study import STUDY_ID, Study, Tracking
 from raysft.tracking.view import address
 
@@ -32,6 +41,7 @@ __all__ = [
     "Tracking",
     "active",
     "address",
+    "all_runs",
     "default_uri",
     "holds_runs",
     "is_database",

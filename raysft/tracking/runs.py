@@ -3,13 +3,13 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
 from raysft.redaction import redacted
+from raysft.tracking.store import all_runs
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 Point = Mapping[str, Any]
@@ -107,15 +107,7 @@ class Runs:
     def _search(self, tags: Mapping[str, str]) -> list[Run]:
         """All runs with these tags, oldest first."""
         condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
-        search = partial(
-            self.client.search_runs, [self.experiment_id], condition, order_by=["attributes.start_time ASC"]
-        )
-        page = search()
-        runs = list(page)
-        while page.token:
-            page = search(page_token=page.token)
-            runs += page
-        return runs
+        return all_runs(self.client, [self.experiment_id], condition)
 
 
 def as_text(value: Any) -> str:

@@ -1,13 +1,14 @@
 """Where runs lie: sqlite under the output folder unless the sweep file names another place."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Experiment
+from mlflow.entities import Experiment, Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -85,6 +86,20 @@ def open_to_read(uri: str, fix: str = "") -> MlflowClient:
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)  # a client asks nothing before its first use
         return client
+
+
+def all_runs(
+    client: MlflowClient, experiment_ids: Sequence[str], condition: str = "", newest: int | None = None
+) -> list[Run]:
+    """Oldest first; a thousand come in one answer. newest: only about so many of them, newest first."""
+    order = ["attributes.start_time ASC" if newest is None else "attributes.start_time DESC"]
+    search = partial(client.search_runs, list(experiment_ids), condition, max_results=1000, order_by=order)
+    page = search()
+    runs = list(page)
+    while page.token and (newest is None or len(runs) < newest):
+        page = search(page_token=page.token)
+        runs += page
+    return runs
 
 
 @contextmanager
