@@ -220,6 +220,7 @@ def test_the_address_opens_on_charts_of_all_trials(page: "Page", server: str) ->
     assert sum(trace["points"] for trace in plots.nth(0).evaluate(DRAWN)) == CHILDREN
     assert ("contour", CHILDREN) in [(trace["type"], trace["points"]) for trace in plots.nth(1).evaluate(DRAWN)]
     axes = page.locator(".parcoords text.label")
+    axes.nth(3).wait_for()  # drawn after the others
     assert axes.all_text_contents() == ["backbone", "exponent", "threshold", "eval/accuracy"]
 
 
