@@ -338,6 +338,9 @@ def main() -> None:
     except TrialFailed as error:
         print(f"raysft: {error}", file=sys.stderr)
         sys.exit(FAILED)
+    except OSError as error:  # a disk that is full, above all
+        print(f"raysft: {error}. What was written is whole: mend it, then continue with --resume.", file=sys.stderr)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
         print("raysft: interrupted", file=sys.stderr)
         sys.exit(FAILED)

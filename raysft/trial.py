@@ -4,6 +4,7 @@
 optimizer state, step, checkpoints) live only while `run` does, so that a group runs one trial after another.
 """
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import Problems, evaluate, load_problems, write_records
 from raysft.evaluation.decoding import why_not
 from raysft.probe import probe
+from raysft.publish import publish
 from raysft.ranks import Ranks
 from raysft.training.clock import Clock
 from raysft.training.engine import Engine, PlainEngine
@@ -43,6 +45,7 @@ class TrialResult:
 
 
 RESULT = "result.json"
+OUT_OF_MEMORY = ("out_of_memory", "out_of_memory_again")  # empty files in a trial's folder
 STATUS: dict[str, Literal["dropped", "saved", "paused"]] = {"drop": "dropped", "save": "saved", "pause": "paused"}
 
 
@@ -51,6 +54,14 @@ def part_asked(config: SweepConfig, trial: TrialConfig) -> Part:
     if config.confirm is None or trial.role == "train":
         return "all"
     return "report" if trial.role == "confirm" else "search"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of a GPU, or of the machine; the libraries of their products have words of their own for it."""
+    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
+    words += ("cublas_status_alloc_failed", "could not create a primitive")
+    said = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in said for word in words)
 
 
 class Bench:
@@ -158,12 +169,51 @@ class Bench:
 
         export(metrics) decides after training whether the model is kept. Raises TrialFailed for a trial that cannot
         go on; the bench stays usable. With lanes, several threads may call it at once.
+
+        A trial that runs out of memory goes on from its last checkpoint with half as many tokens in a micro-batch,
+        once: here where this is the only worker, else when its group has started again, since others wait for this one.
         """
-        with self.lanes.turn() if self.lanes else nullcontext():
-            return self._run(job, report, stop, export)
+        while True:
+            times = self._out_of_memory(job)
+            config = self._within_memory(times)
+            try:
+                with self.lanes.turn() if self.lanes else nullcontext():
+                    return self._run(config, job, report, stop, export)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                (job.folder / OUT_OF_MEMORY[times]).touch()
+                if self.ranks.world > 1:
+                    raise
+            gc.collect()  # what the error held
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _out_of_memory(self, job: Job) -> int:
+        """How often the trial ran out of memory. Raises TrialFailed where that was twice. Collective."""
+        marks = [job.folder / name for name in OUT_OF_MEMORY]
+        times: int = self.ranks.broadcast(sum(mark.exists() for mark in marks))
+        if times == len(marks):
+            for mark in marks:  # whoever resumes it may have mended the cause
+                mark.unlink(missing_ok=True)
+            tokens = self.config.training.micro_batch_tokens
+            raise TrialFailed(
+                f"memory ran out with training.micro_batch_tokens {tokens}, and again with {tokens // 2}: lower it, "
+                "shard more (zero.stage, zero.offload), or set training.gradient_checkpointing."
+            )
+        return times
+
+    def _within_memory(self, times: int) -> SweepConfig:
+        """The config of a trial that ran out of memory so often."""
+        if times == 0:
+            return self.config
+        tokens = self.config.training.micro_batch_tokens
+        training = self.config.training.model_copy(update={"micro_batch_tokens": max(1, tokens // 2)})
+        return self.config.model_copy(update={"training": training})
 
     def _run(
         self,
+        config: SweepConfig,
         job: Job,
         report: Callable[[int, Metrics], None],
         stop: Callable[[], Stop | None],
@@ -181,7 +231,7 @@ class Bench:
         if self.ranks.rank == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             if not (record := job.folder / "trial.json").exists():  # a sweep's driver writes its own
-                record.write_text(job.trial.model_dump_json(indent=1))
+                publish(record, job.trial.model_dump_json(indent=1))
         self.ranks.barrier()
         torch.manual_seed(job.trial.seed)  # LoRA's initial weights
         clock = Clock(on_gpu=self.device.type == "cuda")
@@ -189,10 +239,10 @@ class Bench:
             engine, flops = self._start(job.trial, clock)
         try:
             loop = Loop(
-                self.config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.collate, self.steps,
+                config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.collate, self.steps,
                 clock, flops,
             )  # fmt: skip
-            hooks = Hooks(lambda: self._evaluate(engine, job), report, stop)
+            hooks = Hooks(lambda: self._evaluate(config, engine, job), report, stop)
             outcome = loop.run(hooks, job.until)
             if outcome.stopped:
                 return TrialResult(STATUS[outcome.stopped], outcome.step, outcome.metrics)
@@ -227,13 +277,11 @@ class Bench:
     def _fresh_model(self) -> Model:
         return trainable_model(self.base, self.config.training, shared=self.lanes is not None)
 
-    def _evaluate(self, engine: Engine, job: Job) -> Metrics:
+    def _evaluate(self, config: SweepConfig, engine: Engine, job: Job) -> Metrics:
         model = engine.full_model()
-        part = part_asked(self.config, job.trial)
+        part = part_asked(config, job.trial)
         seed = job.trial.seed
-        evaluation = evaluate(
-            model, self.tokenizer, self.heldout, self.config, self.ranks, self.device, seed, part=part
-        )
+        evaluation = evaluate(model, self.tokenizer, self.heldout, config, self.ranks, self.device, seed, part=part)
         if self.ranks.rank == 0 and evaluation.records:
             write_records(evaluation.records, job.folder / "completions.jsonl.gz")
         return evaluation.metrics
@@ -260,9 +308,7 @@ class Bench:
     def _finish(self, job: Job, result: TrialResult) -> TrialResult:
         """Publish the result; the checkpoints have served."""
         if self.ranks.rank == 0:
-            temporary = job.folder / f".{RESULT}"
-            temporary.write_text(json.dumps({"step": result.step, "metrics": result.metrics}))
-            temporary.rename(job.folder / RESULT)
+            publish(job.folder / RESULT, json.dumps({"step": result.step, "metrics": result.metrics}))
             shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
         self.ranks.barrier()
         return result

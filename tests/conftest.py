@@ -74,6 +74,37 @@ def make_backbone(folder: Path, seed: int = 0, tie: bool = True) -> Path:
 
 
 @pytest.fixture(scope="session")
+def poisoned_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose embedding of the letter z is NaN."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = make_backbone(tmp_path_factory.mktemp("poisoned") / "backbone", tie=False)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[1 + CHARACTERS.index("z")] = torch.nan
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def poisoned(make_config: Callable[..., SweepConfig], poisoned_backbone: Path, tmp_path: Path) -> SweepConfig:
+    """A sweep of one such backbone, with a single sample that holds the letter: it is due at the third of six steps."""
+    from raysft.data.order import SampleOrder
+
+    config = make_config(backbones=[{"name": "tiny", "path": str(poisoned_backbone)}])
+    source = config.data.train
+    assert source.kind == "file"
+    rows = [json.loads(line) for line in source.path.read_text().splitlines()]
+    due = SampleOrder(len(rows), config.training.global_batch_size, seed=0).at(2)[5]
+    rows[due]["prompt"] = f"z{rows[due]['prompt']}"
+    path = tmp_path / "poisoned.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = config.data.model_copy(update={"train": source.model_copy(update={"path": path})})
+    return config.model_copy(update={"data": data})
+
+
+@pytest.fixture(scope="session")
 def additions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl (64 one-digit additions) and heldout.jsonl (12)."""
     folder = tmp_path_factory.mktemp("additions")

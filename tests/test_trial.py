@@ -1,15 +1,20 @@
 """One bench, trial after trial; what stops it; and workers that do not agree."""
 
+import ctypes
+import gc
 import gzip
 import json
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -251,3 +256,52 @@ def test_a_backbone_that_cannot_pack_is_padded_and_says_so(
     written = bench_here(make_config(backbones=[{"name": "mamba", "path": str(folder)}]))
     assert "completions are written by transformers' own generate" in written.notes()[1]
     assert bench_here(make_config()).notes() == []
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def at_most(more: int) -> Iterator[None]:
+    """This process may hold so many bytes more than now."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free would not count
+    now = psutil.Process().memory_info().vms
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.faults
+def test_a_trial_out_of_memory_goes_on_with_half_of_a_micro_batch(make_config: Make, tmp_path: Path) -> None:
+    """Real limits, from far too low upwards: the trial fails, then is retried with success, then runs undisturbed."""
+    config = make_config()
+    training = {"steps": 2, "global_batch_size": 1024, "micro_batch_tokens": 20_000, "checkpoint_every": 1}
+    repeated = tmp_path / "many.jsonl"
+    assert config.data.train.kind == "file"
+    repeated.write_text(config.data.train.path.read_text() * 16)
+    data = config.data.model_dump() | {"train": {"kind": "file", "path": str(repeated)}}
+    bench = bench_here(make_config(training=config.training.model_dump() | training, data=data))
+    assert bench.run(job(tmp_path / "free", trial_of(Power()))).status == "finished"
+    assert not list(tmp_path.glob("free/out_of_memory*"))
+    seen = []
+    for megabytes in range(6, 400, 3):
+        folder = tmp_path / f"{megabytes}"
+        with suppress(TrialFailed), at_most(megabytes << 20):
+            bench.run(job(folder, trial_of(Power())))
+        if not (folder / "result.json").exists():
+            seen.append("failed")
+            continue
+        retried = (folder / "out_of_memory").exists()
+        seen.append("retried" if retried else "undisturbed")
+        points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        expected = [json.loads(line) for line in (tmp_path / "free" / "metrics.jsonl").read_text().splitlines()]
+        assert [p["train/loss"] for p in points] == pytest.approx([p["train/loss"] for p in expected], rel=1e-5)
+        assert points[-1]["train/micro_batch_tokens"] == (10_000 if retried else 20_000)
+        if not retried:
+            break
+    print(seen)
+    assert set(seen) == {"failed", "retried", "undisturbed"}

@@ -88,6 +88,9 @@ class TrainingConfig(Strict):
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
+    max_skipped_steps: int = Field(
+        default=3, ge=0, description="steps left out because loss or gradient is not finite; one more fails the trial"
+    )
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_ratio: Probability = 0.1
     precision: Literal["bf16", "fp32"] = "bf16"

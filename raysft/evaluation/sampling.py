@@ -19,7 +19,8 @@ def draw(scores: torch.Tensor, numbers: torch.Tensor, temperature: float) -> tup
 
     scores [rows, V], fp32; numbers [rows], float64 in [0, 1) -> LongTensor [rows], fp32 [rows]. The token is where the
     distribution function passes the row's number, so that batches, ranks and torch's random state have no part in it.
-    Temperature 0 takes the largest score, and the entropy is that of softmax(scores).
+    Temperature 0 takes the largest score, and the entropy is that of softmax(scores). A row of NaN, for which there is
+    no right token, gets one of the vocabulary's, and NaN for its entropy.
     """
     rows, vocabulary = scores.shape
     blocks = -(-vocabulary // BLOCK)
@@ -39,7 +40,7 @@ def draw(scores: torch.Tensor, numbers: torch.Tensor, temperature: float) -> tup
     block, rest = _passing(passed, numbers[:, None] * passed[:, -1:])
     inside = weights.unflatten(1, (blocks, BLOCK)).gather(1, block[:, :, None].expand(-1, -1, BLOCK)).squeeze(1)
     within, _ = _passing(inside.double().cumsum(dim=-1), rest)
-    return (block * BLOCK + within).squeeze(1), entropy.float()
+    return (block * BLOCK + within).squeeze(1).clamp(max=vocabulary - 1), entropy.float()
 
 
 def _passing(passed: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,5 +49,5 @@ def _passing(passed: torch.Tensor, at: torch.Tensor) -> tuple[torch.Tensor, torc
     Never an entry that adds nothing: round-off must not put `at` behind them all.
     """
     at = torch.minimum(at, torch.nextafter(passed[:, -1:], torch.zeros_like(at)))
-    found = torch.searchsorted(passed, at, right=True)
+    found = torch.searchsorted(passed, at, right=True).clamp(max=passed.shape[1] - 1)  # beyond it with NaN
     return found, at - torch.where(found > 0, passed.gather(1, (found - 1).clamp(min=0)), 0.0)

@@ -29,9 +29,10 @@ from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.evidence import earlier_studies
 from raysft.progress import Progress
+from raysft.publish import publish
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
-from raysft.sweep.ledger import Ledger, TrialRow, publish
+from raysft.sweep.ledger import Ledger, TrialRow
 from raysft.sweep.mirror import Mirror
 from raysft.sweep.models import keep_models
 from raysft.sweep.optunafile import write_optuna
@@ -255,7 +256,7 @@ class _Study:
     def run(self, groups: GroupsInTurn, last: bool) -> StudyResult:
         """last: no study comes after it, so that groups without a trial can end."""
         name = self.config.backbone.name
-        (self.folder / SETTINGS).write_text(json.dumps(_settings(self.config), indent=1))
+        publish(self.folder / SETTINGS, json.dumps(_settings(self.config), indent=1))
         self.progress.study(self.config, self.total, self.at_once)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
         # Promoted trials come again, and how many confirm the result is known only by its winner.
@@ -285,7 +286,7 @@ class _Study:
         text, refusal = ray.get(board.measurement.remote())
         if text is None:
             raise InputError(f"backbone '{self.config.backbone.name}'", refusal)
-        path.write_text(text)
+        publish(path, text)
         measured = json.loads(text)
         tracked.log_capability(measured["capability"])
         sources = {"train": self.config.data.train, "heldout": self.config.data.heldout or self.config.data.train}
@@ -360,7 +361,7 @@ class _Study:
         if best:
             summary = {**best.metrics, "best_trial": best.trial_id, "best_objective": best.trial.objective.label()}
         tracked.end("KILLED" if result.interrupted else "FINISHED", summary)
-        (self.folder / RESULT).write_text(_as_json(result))
+        publish(self.folder / RESULT, _as_json(result))
         write_optuna(self.config, result.capability, self.ledger, tracked.run_ids())
         self.progress.ended(result.interrupted)
 

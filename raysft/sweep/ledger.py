@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raysft.config import TrialConfig
+from raysft.publish import publish
 
 Status = Literal["FINISHED", "KILLED", "FAILED", "INTERRUPTED"]
 BEGUN, ENDED, METRICS, PROMOTED = "trial.json", "end.json", "metrics.jsonl", "promoted.json"
@@ -89,13 +90,6 @@ class Ledger:
         trial = TrialConfig.model_validate_json((folder / BEGUN).read_text())
         end = folder / ENDED
         return TrialRow(folder.name, trial, **(json.loads(end.read_text()) if end.exists() else {}))
-
-
-def publish(path: Path, content: str) -> None:
-    """Write a file that is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(content)
-    temporary.rename(path)
 
 
 def _whole_lines(lines: Iterable[str]) -> Iterable[dict[str, Any]]:

@@ -16,6 +16,7 @@ from raysft import __version__
 from raysft.advisor import Advice
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
 from raysft.errors import InputError
+from raysft.publish import publish
 from raysft.redaction import redacted
 from raysft.tracking.describing import NOTE, name_of, params_of, study_note, tags_of, trial_tags
 from raysft.tracking.evaluations import log_completions
@@ -256,5 +257,5 @@ def _study_id(config: SweepConfig, resume: bool) -> str:
     if resume and path.exists() and (found := path.read_text().strip()):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(made := uuid.uuid4().hex)
+    publish(path, made := uuid.uuid4().hex)
     return made

@@ -8,7 +8,8 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,42 @@ def save(
 ) -> None:
     """Publish the checkpoint of `step` (completed optimizer steps) and keep the newest `keep`. Collective.
 
-    write(folder) writes this rank's files; identity is stored and compared by `latest`.
+    write(folder) writes this rank's files; identity is stored and compared by `latest`. Raises OSError where the disk
+    does not take them: the checkpoints before are left as they are. A rank that raises leaves the others waiting.
     """
     temporary = root / f".step-{step:08d}"
     if ranks.rank == 0:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     ranks.barrier()
-    write(temporary)
+    with _told(temporary):
+        write(temporary)
     ranks.barrier()
     if ranks.rank == 0:
         final = root / f"step-{step:08d}"
         manifest = identity | {"step": step, "files": _describe(temporary)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        with _told(temporary):
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         for old in sorted(root.glob("step-*"))[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
     ranks.barrier()
+
+
+@contextmanager
+def _told(temporary: Path) -> Iterator[None]:
+    """Raises OSError, with the place and what is free there, for what keeps a checkpoint from being written."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter, and says nothing of the disk
+        free = shutil.disk_usage(temporary).free / 2**20
+        shutil.rmtree(temporary, ignore_errors=True)
+        reason = str(error).splitlines()[0] if isinstance(error, OSError) else "writing failed"
+        raise OSError(
+            f"the checkpoint {temporary.name[1:]} cannot be written to {temporary.parent} ({reason}), where "
+            f"{free:.1f} MiB were free. The one before it is whole: free some space and resume."
+        ) from error
 
 
 def latest(root: Path, identity: dict[str, Any], ranks: Ranks) -> tuple[int, Path] | None:

@@ -26,7 +26,10 @@ class Engine(Protocol):
         """Add this micro-batch's gradient; `boundary` marks the last one before `step`."""
 
     def step(self, learning_rate: float) -> float:
-        """Clip, step, clear the gradients. Returns the gradient's norm before clipping."""
+        """Clip, step, clear the gradients. Returns the gradient's norm before clipping.
+
+        Where that is not finite, the weights and the optimizer's state stay as they are.
+        """
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights and optimizer state. Collective."""
@@ -84,9 +87,10 @@ class PlainEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = torch.nn.utils.clip_grad_norm_(self.master, self.max_grad_norm)
-        self.optimizer.step()
+        if norm.isfinite():
+            self.optimizer.step()
+            self._publish()
         self.optimizer.zero_grad()
-        self._publish()
         return float(norm)
 
     def save(self, folder: Path) -> None:

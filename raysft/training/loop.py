@@ -24,6 +24,7 @@ from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
 from raysft.objectives import IGNORE_INDEX, Power
 from raysft.objectives.head import AnyObjective, HeadOutput
+from raysft.publish import publish
 from raysft.ranks import Ranks
 from raysft.training import checkpoint
 from raysft.training.clock import Clock
@@ -33,7 +34,8 @@ from raysft.training.flops import Flops, peak
 Metrics = dict[str, float]
 Stop = Literal["drop", "save"]
 KEEP_CHECKPOINTS = 2
-RUNNING_MEAN, MEMORY = "running_mean.json", 0.9  # of p, over about ten steps
+MEMORY = 0.9  # of the running mean of p: about ten steps
+STATE = "loop.json"  # in a checkpoint: what the loop itself remembers
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,8 @@ class Loop:
         self.folder, self.identity, self.collate, self.steps = folder, identity, collate, steps
         self.clock, self.flops = clock, flops
         self.objective, self.peak, self.seed = trial.objective, trial.learning_rate, trial.seed
-        self.mean_probability = trial.objective.follows_from  # the same on every rank
+        self.mean_probability = trial.objective.follows_from  # this and the next, the same on every rank
+        self.skipped = 0  # steps of which no update was made
         self.order = SampleOrder(len(data), config.training.global_batch_size, trial.seed)
         self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
         self.log = MetricLog(folder / "metrics.jsonl", ranks)
@@ -147,20 +150,21 @@ class Loop:
             if training.normalize == "kept" and not early_count:
                 count = float(self._sum(output[2].double().cpu()))
             with self.clock("backward"):
-                self.engine.backward(output[0] / max(count, 1.0), boundary=index == len(batches) - 1)
+                share = output[0] / max(count, 1.0)
+                poison = 0 * share.detach()  # 0; NaN where the loss is not finite, and then so is the gradient
+                self.engine.backward(share * (1 + poison), boundary=index == len(batches) - 1)
         if self.ranks.rank == 0:
             totals[3] = {None: 0, "drop": 1, "save": 2}[hooks.stop()]
         loss, kept, probability, stop = self._sum(totals).tolist()
         loss /= max(count, 1.0)
-        if self.mean_probability is not None:
+        if self.mean_probability is not None and math.isfinite(probability):
             self.mean_probability = MEMORY * self.mean_probability + (1 - MEMORY) * probability / max(supervised, 1.0)
         rate = learning_rate(training, self.peak, step, self.steps)
-        if not math.isfinite(loss):
-            raise TrialFailed(f"the loss is {loss} at step {step + 1} (learning rate {rate:g}).")
         with self.clock("optimizer"):
             norm = self.engine.step(rate)
         if not math.isfinite(norm):
-            raise TrialFailed(f"the gradient's norm is {norm} at step {step + 1} (learning rate {rate:g}).")
+            what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {loss}"
+            self._skip(f"{what} at step {step + 1} (learning rate {rate:g})")
         lengths = self.data.lengths[self.order.at(step)]
         seconds = time.perf_counter() - started
         operations = self.flops.step(lengths, supervised) / self.ranks.world / seconds
@@ -173,13 +177,23 @@ class Loop:
             "train/tokens_per_second": float(lengths.sum()) / seconds,
             "train/tflops": operations / 1e12,
             "train/peak_memory_gib": peak_memory(),
+            "train/micro_batch_tokens": training.micro_batch_tokens,
         }
         if (most := peak()) is not None:
             metrics["train/mfu"] = operations / most
+        if self.skipped:
+            metrics["train/skipped_steps"] = self.skipped
         if objective is not self.objective:
             moved = objective.parameters().items()
             metrics |= {f"train/{name}": value for name, value in moved if isinstance(value, float)}
         return metrics, {0: None, 1: "drop", 2: "save"}[int(stop)]
+
+    def _skip(self, what: str) -> None:
+        """Count a step that the engine left out. Raises TrialFailed where there were too many."""
+        self.skipped += 1
+        if self.skipped > (most := self.config.training.max_skipped_steps):
+            before = f", and {most} steps were skipped for such a value before" if most else ""
+            raise TrialFailed(f"{what}{before}.")
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""
@@ -235,8 +249,9 @@ class Loop:
     def _write_state(self, folder: Path) -> None:
         """This rank's files of a checkpoint."""
         self.engine.save(folder)
-        if self.mean_probability is not None and self.ranks.rank == 0:
-            (folder / RUNNING_MEAN).write_text(json.dumps(self.mean_probability))
+        if self.ranks.rank == 0:
+            state = {"mean_probability": self.mean_probability, "skipped": self.skipped}
+            (folder / STATE).write_text(json.dumps(state))
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
@@ -245,8 +260,8 @@ class Loop:
             step, folder = found
             with self.clock("checkpoint"):
                 self.engine.load(folder)
-            if self.mean_probability is not None:
-                self.mean_probability = json.loads((folder / RUNNING_MEAN).read_text())
+            state = json.loads((folder / STATE).read_text())
+            self.mean_probability, self.skipped = state["mean_probability"], state["skipped"]
         self.log.cut(step)
         return step
 
@@ -293,7 +308,7 @@ class MetricLog:
         """Forget what came after `step`: it will be done again."""
         if self.writes and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines(True) if _step_of(line) <= step]
-            self.path.write_text("".join(kept))
+            publish(self.path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

@@ -86,7 +86,10 @@ class ZeroEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._whole_gradients_norm() if self.stage == 0 else None
-        self.engine.step()
+        if norm is not None and not norm.isfinite():
+            self.engine.zero_grad()
+            return float(norm)
+        self.engine.step()  # at the other stages, DeepSpeed itself makes no update of gradients that are not finite
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
     def _whole_gradients_norm(self) -> torch.Tensor:

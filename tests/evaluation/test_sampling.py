@@ -58,3 +58,18 @@ def test_streams_are_their_own() -> None:
     assert len(np.unique(numbers)) == numbers.size
     assert ((numbers >= 0) & (numbers < 1)).all()
     assert np.array_equal(uniforms(streams[5:6], 4).numpy()[0], numbers[5, :4])
+
+
+@pytest.mark.parametrize("vocabulary", [10, 256, 1000])
+@pytest.mark.parametrize("temperature", [0, 0.7, 1])
+def test_scores_that_are_no_numbers_spoil_their_own_row_only(vocabulary: int, temperature: float) -> None:
+    scores = torch.randn(4, vocabulary)
+    numbers = torch.rand(4, dtype=torch.float64)
+    expected, _ = draw(scores, numbers, temperature)
+    spoilt = scores.clone()
+    spoilt[0], spoilt[1, 3], spoilt[2, 3] = torch.nan, torch.nan, torch.inf
+    tokens, entropy = draw(spoilt, numbers, temperature)
+    assert ((tokens >= 0) & (tokens < vocabulary)).all()
+    assert tokens[3] == expected[3]
+    assert entropy[:3].isnan().all()
+    assert entropy[3].isfinite()

@@ -3,17 +3,23 @@
 import json
 import random
 import shutil
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from raysft.config import Job, SweepConfig, TrialConfig
 from raysft.errors import TrialFailed
+from raysft.inprocess import bench_here
+from raysft.objectives import Power
 from raysft.ranks import Ranks
 from raysft.training.checkpoint import MANIFEST, latest, save
 
+Make = Callable[..., SweepConfig]
 IDENTITY = {"config": "abc", "world_size": 1, "data": {"train": "x", "heldout": "y"}}
 
 
@@ -147,3 +153,66 @@ def test_another_identity_is_refused(tmp_path: Path, key: str) -> None:
         found(tmp_path, IDENTITY | {key: "other"})
     with pytest.raises(TrialFailed, match="was written with engine None"):
         found(tmp_path, IDENTITY | {"engine": "zero"})
+
+
+# --- a full disk ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs root, to mount a small file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def fill(place: Path, leaving: int) -> Path:
+    """A file that takes all of the disk but so many bytes."""
+    ballast = place / "ballast"
+    with ballast.open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(place).free - leaving)))
+    return ballast
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("leaving", [0, 4096, 50_000, 150_000, 200_000])
+def test_a_full_disk_keeps_the_checkpoint_before(
+    make_config: Make, small_disk: Path, tmp_path: Path, leaving: int
+) -> None:
+    """It fills when the second of three checkpoints is due; with space again the trial goes on, bitwise."""
+    bench = bench_here(make_config())
+    trial = TrialConfig(objective=Power(), learning_rate=3e-3, seed=0)
+    bench.run(Job("whole", trial, tmp_path / "whole"))
+    folder = small_disk / "trial"
+    ballast: list[Path] = []
+
+    def stop() -> None:
+        if (folder / "checkpoints" / "step-00000002").exists() and not ballast:
+            ballast.append(fill(small_disk, leaving))
+
+    with pytest.raises(OSError, match="space"):
+        bench.run(Job("trial", trial, folder), stop=stop)
+    assert names(folder / "checkpoints") == ["step-00000002"]
+    ballast[0].unlink()
+    assert bench.run(Job("trial", trial, folder)).status == "finished"
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.faults
+def test_torchs_own_writer_is_told_as_a_disk_that_is_full(small_disk: Path) -> None:
+    def too_much(folder: Path) -> None:
+        torch.save(torch.zeros(3 << 20), folder / "state.pt")
+
+    publish(small_disk, 2)
+    with pytest.raises(OSError, match=r"step-00000004 cannot be written to .*disk .*, where \d\.\d MiB were free"):
+        save(small_disk, 4, IDENTITY, Ranks(), too_much, 2)
+    assert names(small_disk) == ["step-00000002"]
+    assert found(small_disk) == (2, "step-00000002")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
+from raysft.data.order import SampleOrder
 from raysft.errors import TrialFailed
 from raysft.inprocess import bench_here
 from raysft.objectives import IGNORE_INDEX, Power, build, known, naive_objective
@@ -263,7 +264,8 @@ def test_checkpoint_of_another_objective_is_refused(make_config: Make, tmp_path:
 
 
 def test_exploding_loss_fails_the_trial_and_not_the_bench(make_config: Make, tmp_path: Path) -> None:
-    bench = bench_here(make_config())
+    config = make_config()
+    bench = bench_here(make_config(training=config.training.model_dump() | {"max_skipped_steps": 0}))
     with torch.no_grad():
         original = bench.base.get_output_embeddings().weight[3].clone()
         bench.base.get_output_embeddings().weight[3] = math.nan
@@ -272,6 +274,64 @@ def test_exploding_loss_fails_the_trial_and_not_the_bench(make_config: Make, tmp
     with torch.no_grad():
         bench.base.get_output_embeddings().weight[3] = original
     assert run(bench, tmp_path / "next", Power()) == "finished"
+
+
+def test_a_step_without_a_finite_loss_is_skipped(poisoned: SweepConfig, tmp_path: Path) -> None:
+    """Against a plain loop that leaves that step out; and across a resume right after it."""
+    bench = bench_here(poisoned)
+    objective = Power(exponent=0.5)
+    assert run(bench, tmp_path / "whole", objective) == "finished"
+    found = losses(tmp_path / "whole")
+    assert [math.isfinite(loss) for loss in found] == [True, True, False, True, True, True]
+    points = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert [point.get("train/skipped_steps") for point in points] == [None, None, 1, 1, 1, 1]
+    assert found == pytest.approx(losses_without(bench, objective, 2), rel=1e-5, nan_ok=True)
+    for stop_after in (2, 3, 4):
+        folder = tmp_path / f"stopped-{stop_after}"
+        assert run(bench, folder, objective, stop_after) == "saved"
+        assert run(bench, folder, objective) == "finished"
+        assert str(losses(folder)) == str(found)
+        assert '"train/skipped_steps": 1' in (folder / "metrics.jsonl").read_text().splitlines()[-1]
+
+
+def losses_without(bench: Bench, objective: Power, skipped: int) -> list[float]:
+    """Of training by full logits, autograd and torch's AdamW, with one sample after the other."""
+    training = bench.config.training
+    model = deepcopy(bench.base).train()
+    optimizer = torch.optim.AdamW(model.parameters(), betas=training.betas, eps=training.eps, weight_decay=0.01)
+    order = SampleOrder(len(bench.train), training.global_batch_size, 0)
+    found = []
+    for step in range(bench.steps):
+        total, count = torch.zeros(()), 0
+        for tokens, labels in (bench.train.sample(int(i)) for i in order.at(step)):
+            logp = model(input_ids=torch.as_tensor(tokens)[None]).logits[0, :-1].log_softmax(1)
+            target = torch.as_tensor(labels)[1:]
+            there = target != IGNORE_INDEX
+            total = total + objective.loss(logp[there].gather(1, target[there, None])).sum()
+            count += int(there.sum())
+        found.append(float(total / count))
+        optimizer.zero_grad()
+        if step != skipped:
+            (total / count).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(training, 3e-3, step, bench.steps)
+            optimizer.step()
+    return found
+
+
+@pytest.mark.parametrize("most", [0, 1])
+def test_too_many_skipped_steps_fail_the_trial(poisoned: SweepConfig, tmp_path: Path, most: int) -> None:
+    """Two epochs of eight steps: the sample comes twice."""
+    changes = {"steps": 16, "max_skipped_steps": most}
+    training = poisoned.training.model_copy(update=changes)
+    bench = bench_here(poisoned.model_copy(update={"training": training}))
+    order = SampleOrder(len(bench.train), 8, 0)
+    second = next(step for step in range(8, 16) if order.at(2)[5] in order.at(step))
+    said = ["loss is nan at step 3 .*0.003", f"at step {second + 1} .*, and 1 steps were skipped"][most]
+    with pytest.raises(TrialFailed, match=said):
+        run(bench, tmp_path / "t", Power())
+    assert run(bench_here(poisoned), tmp_path / "next", Power()) == "finished"
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0])

@@ -1,6 +1,7 @@
 """DeepSpeed ZeRO 0-3 in two Ray Train workers against the plain loop, and against itself after a stop."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def run_in_group(settings: dict[str, Any]) -> None:
             bench.run(Job(name, trial, Path(settings["folder"]) / name), stop=stop, export=lambda metrics: True)  # type: ignore[arg-type]
 
 
+def in_group(variants: list[dict[str, Any]], folder: Path) -> None:
+    """Run the variants in a group of two workers, each run in a folder of its name."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    TorchTrainer(
+        run_in_group,
+        train_loop_config={"variants": variants, "folder": str(folder)},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=RunConfig(storage_path=str(folder / "train"), name="zero"),
+    ).fit()
+
+
 @pytest.fixture(scope="module")
 def variants() -> dict[str, dict[str, Any]]:
     """Changes of the sections training and zero; all run in one group."""
@@ -86,9 +101,6 @@ def changed(make: Make, change: dict[str, Any], workers: int) -> SweepConfig:
 def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
     ray_cluster: None, make_config: Make, tmp_path: Path, variants: dict[str, dict[str, Any]]
 ) -> None:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
     jobs = []
     for name, change in variants.items():
         config = changed(make_config, change, workers=2)
@@ -99,13 +111,7 @@ def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
             *((f"{name}-{other}", objective, None) for other, objective in ASKED.get(name, {}).items()),
         ]
         jobs.append({"config": config.model_dump(mode="json"), "runs": runs})
-    TorchTrainer(
-        run_in_group,
-        train_loop_config={"variants": jobs, "folder": str(tmp_path)},
-        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="gloo"),
-        run_config=RunConfig(storage_path=str(tmp_path / "train"), name="zero"),
-    ).fit()
+    in_group(jobs, tmp_path)
     for name, change in variants.items():
         bench = bench_here(changed(make_config, change, workers=1))
         trial = TrialConfig(objective=OBJECTIVE, learning_rate=3e-3, seed=0)
@@ -123,6 +129,33 @@ def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
             found, expected = losses(tmp_path / f"{name}-{other}"), losses(tmp_path / f"{name}-{other}-plain")
             assert found == pytest.approx(expected, rel=tolerance, abs=1e-6), (name, other)
             assert set(found) == {0.0} if other == "nothing" else len(set(found)) == len(found), (name, other)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_every_stage_skips_a_step_without_a_finite_loss(
+    ray_cluster: None, poisoned: SweepConfig, tmp_path: Path
+) -> None:
+    """Its sample is one worker's; all of them leave the step out, and go on as the plain loop does."""
+    variants = {f"zero{stage}": {"stage": stage} for stage in range(4)}
+    variants |= {f"zero{stage}-bf16": {"stage": stage} for stage in range(4)}
+    jobs = []
+    for name, zero in variants.items():
+        training = poisoned.training.model_dump() | {"precision": "bf16" if "bf16" in name else "fp32"}
+        values = poisoned.model_dump(mode="json") | {"zero": zero, "training": training, "workers": {"count": 2}}
+        jobs.append({"config": values, "runs": [(name, OBJECTIVE, None)]})
+    in_group(jobs, tmp_path)
+    for precision in ("fp32", "bf16"):
+        training = poisoned.training.model_copy(update={"precision": precision})
+        bench = bench_here(poisoned.model_copy(update={"training": training}))
+        trial = TrialConfig(objective=OBJECTIVE, learning_rate=3e-3, seed=0)
+        bench.run(Job(precision, trial, tmp_path / precision))
+        expected = losses(tmp_path / precision)
+        assert [math.isnan(loss) for loss in expected] == [False, False, True, False, False, False]
+        for name in variants:
+            if name.endswith("bf16") == (precision == "bf16"):
+                tolerance = 3e-2 if precision == "bf16" else 1e-4
+                assert losses(tmp_path / name) == pytest.approx(expected, rel=tolerance, nan_ok=True), name
 
 
 def count_what_is_left(settings: dict[str, Any]) -> None:
