@@ -224,7 +224,6 @@ class Bench:
         identity = {
             "config": config_hash(self.config.model_dump(mode="json", include=TRIAL_SECTIONS), job.trial),
             "data": self._data_identity(),
-            "world_size": self.ranks.world,
             "engine": self.engine_kind,
         }
         self._agree("the trial", config_hash(identity))

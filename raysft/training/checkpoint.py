@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def save(
     ranks.barrier()
     if ranks.rank == 0:
         final = root / f"step-{step:08d}"
-        manifest = identity | {"step": step, "files": _describe(temporary)}
+        manifest = identity | {"step": step, "world_size": ranks.world, "files": _describe(temporary)}
         with _told(temporary):
             (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
         shutil.rmtree(final, ignore_errors=True)
@@ -63,10 +64,19 @@ def _told(temporary: Path) -> Iterator[None]:
         ) from error
 
 
-def latest(root: Path, identity: dict[str, Any], ranks: Ranks) -> tuple[int, Path] | None:
-    """Step and folder of the newest whole checkpoint, the same on every rank; None where there is none. Collective.
+@dataclass(frozen=True)
+class Checkpoint:
+    """step: completed optimizer steps; world: ranks that wrote it."""
 
-    Raises TrialFailed where it was written by another configuration or world size.
+    folder: Path
+    step: int
+    world: int
+
+
+def latest(root: Path, identity: dict[str, Any], ranks: Ranks) -> Checkpoint | None:
+    """The newest whole checkpoint, the same on every rank; None where there is none. Collective.
+
+    Raises TrialFailed where it was written by another configuration.
     """
     found = _latest(root) if ranks.rank == 0 else None
     found = ranks.broadcast(found)
@@ -76,7 +86,7 @@ def latest(root: Path, identity: dict[str, Any], ranks: Ranks) -> tuple[int, Pat
     for key, value in identity.items():
         if manifest.get(key) != value:
             raise TrialFailed(f"{folder} was written with {key} {manifest.get(key)}, but this run has {value}.")
-    return int(manifest["step"]), folder
+    return Checkpoint(folder, int(manifest["step"]), int(manifest["world_size"]))
 
 
 def _latest(root: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -34,8 +34,8 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights and optimizer state. Collective."""
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote at the same world size. Collective."""
+    def load(self, folder: Path, world: int) -> None:
+        """Restore what `save` wrote in a group of `world` ranks. Collective."""
 
     def full_model(self) -> Model:
         """The model with whole weights on every rank, for evaluation and export. Collective."""
@@ -96,7 +96,7 @@ class PlainEngine:
     def save(self, folder: Path) -> None:
         torch.save({"master": self.master, "optimizer": self.optimizer.state_dict()}, folder / "plain.pt")
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, world: int) -> None:
         state: dict[str, Any] = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
         with torch.no_grad():
             for master, saved in zip(self.master, state["master"], strict=True):

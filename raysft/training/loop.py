@@ -73,7 +73,7 @@ def learning_rate(training: TrainingConfig, peak: float, step: int, steps: int) 
 
 
 class Loop:
-    """One trial. identity: what a checkpoint must agree with (config hash, world size)."""
+    """One trial. identity: what a checkpoint must agree with (config, data, engine)."""
 
     def __init__(
         self,
@@ -255,13 +255,12 @@ class Loop:
 
     def _resume(self) -> int:
         found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
-        step = 0
         if found:
-            step, folder = found
             with self.clock("checkpoint"):
-                self.engine.load(folder)
-            state = json.loads((folder / STATE).read_text())
+                self.engine.load(found.folder, found.world)
+            state = json.loads((found.folder / STATE).read_text())
             self.mean_probability, self.skipped = state["mean_probability"], state["skipped"]
+        step = found.step if found else 0
         self.log.cut(step)
         return step
 

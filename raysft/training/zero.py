@@ -3,6 +3,10 @@
 import gc
 import inspect
 import os
+import shutil
+from argparse import Namespace
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.checkpoint.ds_to_universal import main as to_universal
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
@@ -29,6 +34,7 @@ deepspeed.ops.__compatible_ops__ = {}
 
 # DeepSpeed's cache of a method of this class, under a decorator; its keys are coordinators and modules.
 _release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+TAG = "zero"  # of its checkpoints: the folder that they lie in
 RELEASE_CACHE = inspect.getclosurevars(_release).nonlocals["func"]
 
 
@@ -64,7 +70,7 @@ class ZeroEngine:
         parameters = [p for p in model.parameters() if p.requires_grad]
         self.make_model = make_model
         self.stage = config.zero.stage
-        self.world = ranks.world
+        self.ranks, self.world = ranks, ranks.world
         self.engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=adamw(parameters, config.training),
@@ -97,10 +103,30 @@ class ZeroEngine:
         return torch.nn.utils.clip_grad_norm_(self.engine.module.parameters(), float("inf"))
 
     def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag="zero", save_latest=False)
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag="zero")
+    def load(self, folder: Path, world: int) -> None:
+        if world == self.world or self.stage == 0:  # where each rank has all of the state
+            self.engine.load_checkpoint(str(folder), tag=TAG)
+        else:
+            self._load_of_others(folder)
+
+    def _load_of_others(self, folder: Path) -> None:
+        """Another number of ranks wrote it: DeepSpeed's universal format, made beside it, fits any."""
+        universal = folder.with_name(f".{folder.name}-universal")
+        if self.ranks.rank == 0:
+            shutil.rmtree(universal, ignore_errors=True)
+            asked = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
+            paths = {"input_folder": str(folder / TAG), "output_folder": str(universal / TAG)}
+            with redirect_stdout(None), redirect_stderr(StringIO()):
+                to_universal(Namespace(**asked, **paths, inject_missing_state=True))
+        self.ranks.barrier()
+        self.engine._config.load_universal_checkpoint = True
+        self.engine.load_checkpoint(str(universal), tag=TAG)
+        self.engine._config.load_universal_checkpoint = False
+        self.ranks.barrier()
+        if self.ranks.rank == 0:
+            shutil.rmtree(universal, ignore_errors=True)
 
     def full_model(self) -> Model:
         if self.stage < 3:

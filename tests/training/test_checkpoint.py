@@ -20,7 +20,7 @@ from raysft.ranks import Ranks
 from raysft.training.checkpoint import MANIFEST, latest, save
 
 Make = Callable[..., SweepConfig]
-IDENTITY = {"config": "abc", "world_size": 1, "data": {"train": "x", "heldout": "y"}}
+IDENTITY = {"config": "abc", "data": {"train": "x", "heldout": "y"}}
 
 
 def write(folder: Path) -> None:
@@ -37,7 +37,7 @@ def publish(root: Path, *steps: int, keep: int = 2) -> None:
 
 def found(root: Path, identity: dict[str, object] = IDENTITY) -> tuple[int, str] | None:
     result = latest(root, identity, Ranks())
-    return result and (result[0], result[1].name)
+    return result and (result.step, result.folder.name)
 
 
 def names(root: Path) -> list[str]:

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import random
+import time
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import pytest
 from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig, WorkersConfig
 from raysft.inprocess import bench_here
 from raysft.objectives import Power, build
+from tests.training.workers import end_group, run_group, start_group, train
 
 Make = Callable[..., SweepConfig]
 
@@ -156,6 +161,57 @@ def test_every_stage_skips_a_step_without_a_finite_loss(
             if name.endswith("bf16") == (precision == "bf16"):
                 tolerance = 3e-2 if precision == "bf16" else 1e-4
                 assert losses(tmp_path / name) == pytest.approx(expected, rel=tolerance, nan_ok=True), name
+
+
+# --- workers that come and go, without Ray --------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize(("stage", "precision"), [(0, "fp32"), (1, "bf16"), (2, "fp32"), (3, "fp32"), (3, "bf16")])
+def test_another_number_of_workers_goes_on_where_the_first_stopped(
+    make_config: Make, tmp_path: Path, stage: int, precision: str
+) -> None:
+    """2 -> 1, 1 -> 2: as if nobody had stopped, up to the round-off of other sums."""
+    config = changed(make_config, {"zero": {"stage": stage}, "training": {"precision": precision}}, workers=2)
+    trial = TrialConfig(objective=OBJECTIVE, learning_rate=3e-3, seed=0)
+    told = (config.model_dump_json(), trial.model_dump_json())
+    run_group(2, tmp_path / "meet", train, *told, tmp_path / "whole")
+    whole = losses(tmp_path / "whole")
+    for first, then in ((2, 1), (1, 2)):
+        folder = tmp_path / f"{first}-{then}"
+        run_group(first, tmp_path / f"meet-{first}-{then}-a", train, *told, folder, 3)
+        run_group(then, tmp_path / f"meet-{first}-{then}-b", train, *told, folder)
+        assert losses(folder) == pytest.approx(whole, rel=3e-2 if precision == "bf16" else 1e-5), (first, then)
+        assert not list(folder.glob("**/*universal*"))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_kills_at_any_moment_change_nothing(make_config: Make, tmp_path: Path) -> None:
+    """SIGKILL to either of two workers: at the start, in a step, in a checkpoint. KILLS=100 takes minutes."""
+    kills, draw = int(os.environ.get("KILLS", "8")), random.Random(0)
+    training = {"steps": 60, "checkpoint_every": 3, "log_every": 1}
+    config = changed(make_config, {"zero": {"stage": 2}, "training": training}, workers=2)
+    trial = TrialConfig(objective=OBJECTIVE, learning_rate=3e-3, seed=0)
+    told = (config.model_dump_json(), trial.model_dump_json())
+    run_group(2, tmp_path / "warm-up", train, *told, tmp_path / "first")  # the server of the forks imports
+    began = time.monotonic()
+    run_group(2, tmp_path / "meet", train, *told, tmp_path / "whole")
+    seconds, whole, killed, number = time.monotonic() - began, losses(tmp_path / "whole"), 0, 0
+    while killed < kills:
+        number += 1
+        folder, starts = tmp_path / f"trial-{number}", 0
+        while not (folder / "result.json").exists():
+            starts += 1
+            ranks = start_group(2, tmp_path / f"meet-{number}-{starts}", train, *told, folder)
+            wait([rank.sentinel for rank in ranks], draw.uniform(0, 1.2 * seconds) if killed < kills else None)
+            if all(rank.is_alive() for rank in ranks):
+                draw.choice(ranks).kill()
+                killed += 1
+            end_group(ranks)  # as Ray does with the rest of a group that lost one
+        assert losses(folder) == whole, folder
+    print(f"{killed} kills of {number} trials")
 
 
 def count_what_is_left(settings: dict[str, Any]) -> None:
