@@ -142,7 +142,14 @@ def _parquet(path: Path) -> Rows:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(str(path), f"is not a readable Parquet file: {_first_line(error)}") from None
-    return Rows(table.num_rows, lambda indices: table.take(list(indices)).to_pylist(), lambda i: f"{path} row {i}")
+
+    def take(indices: Sequence[int]) -> list[Row]:
+        try:
+            return table.take(list(indices)).to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, or dates beyond Python's
+            raise InputError(str(path), f"cannot be read: {_first_line(error)}") from None
+
+    return Rows(table.num_rows, take, lambda i: f"{path} row {i}")
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}

@@ -130,7 +130,8 @@ def value_of(row: Row, setting: str, field: str, place: str) -> Any:
 
 def as_text(value: Any, name: str, place: str) -> str:
     """Text, or a number as text. Raises InputError, calling the value `name`, for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if is_number and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         raise InputError(place, f"{name} is not text but {kind_of(value)}.", "Name a field that holds text.")

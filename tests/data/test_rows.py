@@ -77,6 +77,16 @@ def test_broken_files_are_refused_with_the_place(tmp_path: Path, name: str, cont
         read_rows(FileSource(path=tmp_path / name))
 
 
+def test_columns_that_python_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """Parquet takes text of any bytes, and dates beyond Python's."""
+    offsets, text = pyarrow.py_buffer(bytes([0, 0, 0, 0, 2, 0, 0, 0])), pyarrow.py_buffer(b"\xff\xfe")
+    columns = [pyarrow.StringArray.from_buffers(1, offsets, text), pyarrow.array([2**40], pyarrow.timestamp("s"))]
+    for column in columns:
+        pyarrow.parquet.write_table(pyarrow.table({"a": column}), tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=r"a\.parquet: cannot be read: "):
+            read_rows(FileSource(path=tmp_path / "a.parquet")).take([0])
+
+
 def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl")
     with pytest.raises(InputError, match=r"does not exist\. Did you mean 'train\.jsonl'\?"):

@@ -30,6 +30,8 @@ def test_prompt_and_response_become_messages(jsonl: Jsonl) -> None:
     assert (first.response, first.prompt_messages, first.index) == ("two", [user("one")], 0)
     assert first.origin == f"{data.train.path} line 1"
     assert second.messages == [user("3"), assistant("4.5")]
+    huge = jsonl({"prompt": 10**400, "response": -1})  # no float
+    assert load_examples(huge.train, huge)[0].messages == [user("1" + "0" * 400), assistant("-1")]
     assert second.index == 1
 
 
@@ -69,6 +71,11 @@ def test_extra_keys_of_messages_are_left_out(jsonl: Jsonl) -> None:
         ({"m": [user("a"), {"rolle": "x"}]}, {"messages": "m"}, r"has no 'role'\. Did you mean 'rolle'\?"),
         ({"m": [{"role": "usr", "content": "a"}]}, {"messages": "m"}, r"the role 'usr'\. Did you mean 'user'\?"),
         ({"m": [{"role": [], "content": "a"}]}, {"messages": "m"}, "message 1 of field 'm' has the role"),
+        (
+            {"m": [{"role": "\ud800", "content": "a"}]},
+            {"messages": "m"},
+            r"message 1 of field 'm' has the role '\\ud800'",
+        ),
         ({"m": [user(None), assistant("b")]}, {"messages": "m"}, "the content of message 1 of field 'm' is not text"),
         ({"m": [user("a"), assistant("")]}, {"messages": "m"}, "message 2 of field 'm', a response, is empty"),
         ({"m": [user("a"), assistant(""), user("c"), assistant("d")]}, {"messages": "m"}, "message 2 .* is empty"),
@@ -78,8 +85,9 @@ def test_bad_samples_are_refused_with_file_and_line(
     jsonl: Jsonl, row: object, settings: dict[str, Any], message: str
 ) -> None:
     data = jsonl("", row, **settings)
-    with pytest.raises(InputError, match=rf"train\.jsonl line 2: .*{message}"):
+    with pytest.raises(InputError, match=rf"train\.jsonl line 2: .*{message}") as refused:
         load_examples(data.train, data)
+    str(refused.value).encode()  # a terminal can show it
 
 
 def test_questions_and_answers_of_a_task_are_read_whatever_the_fields(jsonl: Jsonl) -> None:
