@@ -134,7 +134,9 @@ class Bench:
 
     def notes(self) -> list[str]:
         """What the user should know before the first trial."""
-        name, notes = type(self.base).__name__, []
+        name = type(self.base).__name__
+        parts = {"training data": self.train, "held-out data": self.heldout}
+        notes = [f"{part}: {told}" for part, data in parts.items() if (told := data.left_out()) is not None]
         if self.padded_because is not None:
             notes.append(
                 f"samples are padded and not packed, which takes longer: {name} cannot keep them apart in one row "

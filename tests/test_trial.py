@@ -251,3 +251,17 @@ def test_a_backbone_that_cannot_pack_is_padded_and_says_so(
     written = bench_here(make_config(backbones=[{"name": "mamba", "path": str(folder)}]))
     assert "completions are written by transformers' own generate" in written.notes()[1]
     assert bench_here(make_config()).notes() == []
+
+
+def test_samples_that_cannot_be_read_are_left_out_and_told(make_config: Make, additions: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text((additions / "train.jsonl").read_text() + '{"prompt": "1+1?"}\n')
+    config = make_config(data={"train": {"kind": "file", "path": str(path)}, "max_bad": 0.1})
+    bench = bench_here(config)
+    (note,) = bench.notes()
+    assert note.startswith(
+        f"training data: 1 of 65 samples cannot be read. The first: {path} line 65: field 'response'"
+    )
+    assert note.endswith(f"listed in {config.output}/cache/{bench.train.fingerprint}/quarantine.jsonl")
+    facts = bench.data_facts()
+    assert [facts[part]["counts"]["bad"] for part in ("train", "heldout")] == [1, 0]
