@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 from raysft.config import SweepConfig, total_steps
-from raysft.preflight import Shapes, check_backbone, check_data, check_output, check_tasks
+from raysft.preflight import Samples, Shapes, check_backbone, check_data, check_output, check_tasks
 from raysft.sweep.confirm import most_confirm_trials
 
 CHECKPOINTS = 3  # of a trial at its fullest: two are kept while the next is written
@@ -16,7 +16,7 @@ class BackbonePlan:
     """One backbone's study. None: known only when data or weights are fetched from the hub.
 
     confirming: trials after the search, at most. samples, steps, tokens: of one trial, at most. at_once: trials, None
-    where the cluster's size decides.
+    where the cluster's size decides. left_out: samples that cannot be read, as told by check_data.
     checkpoint_bytes: of one trial; export_bytes: of the models that are kept.
     """
 
@@ -29,6 +29,7 @@ class BackbonePlan:
     resources: dict[str, float]
     at_once: int | None
     samples: int | None
+    left_out: tuple[str, ...]
     steps: int | None
     tokens: int | None
     checkpoint_bytes: int | None
@@ -50,7 +51,7 @@ def check(config: SweepConfig) -> Plan:
     """Raises InputError for the first thing that could not run."""
     check_output(config.folder)
     plans: list[BackbonePlan] = []
-    samples: dict[str, int | None] = {}
+    samples: dict[str, Samples] = {}
     for backbone in config.backbones:
         study = config.for_backbone(backbone.name)
         shapes = check_backbone(study)
@@ -75,6 +76,7 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
             ("  trials at once", "as many as fit the cluster" if b.at_once is None else f"at most {b.at_once}"),
             ("  workers of a trial", f"{b.workers} of {needs}"),
             ("  training samples", _count(b.samples)),
+            *(("  left out", told) for told in b.left_out),
             ("  steps of a trial", _count(b.steps)),
             ("  tokens of a trial", _count(b.tokens)),
             ("  checkpoints of a trial", _size(b.checkpoint_bytes)),
@@ -95,9 +97,9 @@ def _size(number: int | None) -> str:
     return f"at most {rounded / 1000**power:g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
-def _plan(study: SweepConfig, samples: int | None, shapes: Shapes | None) -> BackbonePlan:
+def _plan(study: SweepConfig, samples: Samples, shapes: Shapes | None) -> BackbonePlan:
     training, workers = study.training, study.workers
-    steps = training.steps if samples is None else total_steps(training, samples)
+    steps = training.steps if samples.count is None else total_steps(training, samples.count)
     trials = len(study.all_baselines()) + study.search.trials + most_confirm_trials(study)
     models = {"none": 0, "best": 1, "all": trials}[study.export]
     return BackbonePlan(
@@ -109,7 +111,8 @@ def _plan(study: SweepConfig, samples: int | None, shapes: Shapes | None) -> Bac
         workers=workers.count,
         resources=workers.resources,
         at_once=workers.max_concurrent,
-        samples=samples,
+        samples=samples.count,
+        left_out=samples.left_out,
         steps=steps,
         tokens=None if steps is None else steps * training.global_batch_size * study.data.max_length,
         checkpoint_bytes=None if shapes is None else CHECKPOINTS * _checkpoint_bytes(study, shapes),

@@ -75,7 +75,7 @@ def check(file: File, sets: Sets = []) -> None:  # noqa: B006
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in describe(plan):
         table.add_row(name, value)
-    Console().print(table)
+    Console(markup=False, emoji=False).print(table)  # values may quote what a file holds
 
 
 @app.command()

@@ -6,10 +6,12 @@ from difflib import get_close_matches
 class InputError(Exception):
     """Input that was refused before anything expensive started (exit code 2).
 
-    place: file, line, key or path; reason: what is wrong there; fix: what to do about it.
+    place: file, line, key or path; reason: what is wrong there; fix: what to do about it. What UTF-8 cannot hold, such
+    as half of a surrogate pair that is quoted from the input, is escaped: no terminal could show it.
     """
 
     def __init__(self, place: str, reason: str, fix: str = "") -> None:
+        place, reason, fix = (text.encode(errors="backslashreplace").decode() for text in (place, reason, fix))
         super().__init__(place, reason, fix)  # all three, so that it survives pickling by Ray
         self.place, self.reason, self.fix = place, reason, fix
 

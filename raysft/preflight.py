@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import re
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -110,19 +111,20 @@ def _shapes(folder: Path, place: str) -> Shapes:
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def check_data(data: DataConfig) -> int | None:
-    """Samples to train on, at most; None for hub data. Raises InputError for rows that cannot be used."""
-    held = 0 if data.heldout else data.heldout_samples
-    if data.heldout is not None:
-        _count_rows(data.heldout, data, data.heldout_samples, 0)
-    count = _count_rows(data.train, data, data.train_samples, held)
-    if count is not None and count <= held:
-        from raysft.data.rows import describe
+@dataclass(frozen=True)
+class Samples:
+    """count: at most; None where only the hub knows. left_out: of those that cannot be read, a line for each split."""
 
-        reason = f"has {count} samples and {held} of them are held out: none is left to train on."
-        fix = "Lower data.heldout_samples, or name a source of its own in data.heldout."
-        raise InputError(describe(data.train), reason, fix)
-    return data.train_samples if count is None else min(count - held, data.train_samples or count)
+    count: int | None
+    left_out: tuple[str, ...] = ()
+
+
+def check_data(data: DataConfig) -> Samples:
+    """The samples to train on. Raises InputError for rows that cannot be used, held-out ones too."""
+    held = 0 if data.heldout else data.heldout_samples
+    train = _check_source("training data", data.train, data, data.train_samples, held)
+    heldout = _check_source("held-out data", data.heldout or data.train, data, data.heldout_samples, 0)
+    return Samples(train.count, train.left_out + heldout.left_out)
 
 
 def check_tasks(tasks: dict[str, TaskConfig]) -> None:
@@ -139,44 +141,23 @@ def check_tasks(tasks: dict[str, TaskConfig]) -> None:
             _check_hub_id(source.path, f"evaluation.tasks.{name} (data set '{source.path}')")
 
 
-def _count_rows(source: Source, data: DataConfig, limit: int | None, skip: int) -> int | None:
-    """Rows of the source, once those that are drawn from it have been looked at."""
+def _check_source(split: str, source: Source, data: DataConfig, limit: int | None, skip: int) -> Samples:
+    """What the split, named for the user, would be; limit and skip as in load_examples."""
     if isinstance(source, ReasoningGymSource):
+        from raysft.data.rows import check_some_left
+
         _check_task(source)
-        return source.size
+        check_some_left(source, source.size, skip)
+        return Samples(min(source.size - skip, limit or source.size))
     if not isinstance(source, FileSource):
         if not os.path.exists(source.path):
             _check_hub_id(source.path, f"data set '{source.path}'")
-        return None
-    if source.path.suffix.lower() == ".parquet":
-        return _check_parquet(source.path, data)
-    from raysft.data.rows import read_rows
-    from raysft.data.sources import load_examples
+        return Samples(limit)
+    from raysft.data.sources import load_examples, share_unread
 
-    load_examples(source, data, limit, skip)
-    return read_rows(source).count
-
-
-def _check_parquet(path: Path, data: DataConfig) -> int:
-    """Rows of the file, whose schema must have the fields."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except FileNotFoundError:
-        siblings = [other.name for other in path.parent.glob("*.parquet")]
-        raise InputError(str(path), "does not exist.", did_you_mean(path.name, siblings) if siblings else "") from None
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(str(path), f"is not a readable Parquet file: {str(error).splitlines()[0]}") from None
-    fields = {"messages": data.messages} if data.messages else {"prompt": data.prompt, "response": data.response}
-    for key, field in fields.items():
-        if {field, field.partition(".")[0]}.isdisjoint(file.schema_arrow.names):
-            fix = f"{did_you_mean(field, file.schema_arrow.names)} The name is set with data.{key}."
-            raise InputError(str(path), f"field '{field}' is missing.", fix)
-    if file.metadata.num_rows == 0:
-        raise InputError(str(path), "holds no samples.")
-    return file.metadata.num_rows
+    examples, bad = load_examples(source, data, limit, skip)
+    told = share_unread(len(bad), len(bad) + len(examples), bad[:1])
+    return Samples(len(examples), (f"{split}: {told} They are left out.",) if bad else ())
 
 
 def _check_task(source: ReasoningGymSource) -> None:

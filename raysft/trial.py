@@ -45,6 +45,13 @@ class TrialResult:
 
 
 RESULT = "result.json"
+WITHOUT_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+    "could not create a primitive",
+)
 OUT_OF_MEMORY = ("out_of_memory", "out_of_memory_again")  # empty files in a trial's folder
 STATUS: dict[str, Literal["dropped", "saved", "paused"]] = {"drop": "dropped", "save": "saved", "pause": "paused"}
 
@@ -58,10 +65,8 @@ def part_asked(config: SweepConfig, trial: TrialConfig) -> Part:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Of a GPU, or of the machine; the libraries of their products have words of their own for it."""
-    words = ("out of memory", "can't allocate memory", "cannot allocate memory")
-    words += ("cublas_status_alloc_failed", "could not create a primitive")
     said = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in said for word in words)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in said for words in WITHOUT_MEMORY)
 
 
 class Bench:
@@ -145,7 +150,9 @@ class Bench:
 
     def notes(self) -> list[str]:
         """What the user should know before the first trial."""
-        name, notes = type(self.base).__name__, []
+        name = type(self.base).__name__
+        parts = {"training data": self.train, "held-out data": self.heldout}
+        notes = [f"{part}: {told}" for part, data in parts.items() if (told := data.left_out()) is not None]
         if self.padded_because is not None:
             notes.append(
                 f"samples are padded and not packed, which takes longer: {name} cannot keep them apart in one row "

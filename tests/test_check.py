@@ -76,6 +76,22 @@ def test_generated_data_are_counted_without_being_generated(make_config: Make) -
     assert (backbone.samples, backbone.steps, backbone.tokens) == (40_000, 156, 156 * 256 * 800)
 
 
+def test_samples_that_cannot_be_read_are_left_out_of_the_plan(
+    make_config: Make, additions: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text((additions / "train.jsonl").read_text() + "{\n" * 16)
+    source = {"kind": "file", "path": str(path)}
+    training = {"steps": None, "global_batch_size": 8}
+    with pytest.raises(InputError, match=r"train\.jsonl line 65: is not JSON"):
+        check(make_config(data={"train": source}))
+    plan = check(make_config(data={"train": source, "max_bad": 0.2}, training=training))
+    (backbone,) = plan.backbones
+    assert (backbone.samples, backbone.steps) == (64, 8)
+    assert dict(describe(plan))["  left out"] == backbone.left_out[0]
+    assert backbone.left_out[0].startswith(f"training data: 16 of 80 samples cannot be read. The first: {path} line 65")
+
+
 def test_what_only_the_hub_knows_is_left_open(make_config: Make, tiny_backbone: Path) -> None:
     hub = {"kind": "hub", "path": "openai/gsm8k"}
     backbones = [{"name": "a", "path": "owner/model"}]

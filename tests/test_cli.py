@@ -127,6 +127,20 @@ def test_check_prints_the_plan(sweep_file: Path) -> None:
     assert not (sweep_file.parent / "runs").exists()
 
 
+def test_check_says_what_would_be_left_out(sweep_file: Path, additions: Path, tmp_path: Path) -> None:
+    """The reason quotes the row, here with what rich would take for an end of its markup."""
+    rows = tmp_path / "train.jsonl"
+    rows.write_text((additions / "train.jsonl").read_text() + '{"[/b]": ":smile:"}\n')
+    changed = ("--set", f"data.train.path={rows}", "--set", "data.max_bad=0.1")
+    done = raysft_("check", str(sweep_file), *changed)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = " ".join(done.stdout.split())
+    assert "left out training data: 1 of 65 samples cannot be read. The first:" in said
+    assert "line 65: field 'prompt' is missing. Valid: [/b]." in said
+    line = refused(raysft_("sweep", str(sweep_file), *changed[:2]))
+    assert line.startswith(f"raysft: {rows} line 65: field 'prompt' is missing.")
+
+
 # --- refused --------------------------------------------------------------------------------------------------------
 
 

@@ -14,8 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from raysft.config import DataConfig, SweepConfig
+from raysft.data.sources import draw
 from raysft.errors import InputError
-from raysft.preflight import _fields, _task_files, check_backbone, check_data, check_output
+from raysft.preflight import Samples, _fields, _task_files, check_backbone, check_data, check_output
 
 Make = Callable[..., SweepConfig]
 GYM = {"kind": "reasoning_gym", "task": "figlet_font", "size": 20}
@@ -192,25 +193,25 @@ def write_rows(path: Path, count: int = 10, answer: str = "response") -> dict[st
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
 def test_rows_of_a_file_are_counted(tmp_path: Path, ending: str) -> None:
     train, heldout = write_rows(tmp_path / f"train.{ending}"), write_rows(tmp_path / f"heldout.{ending}", 3)
-    assert check_data(data(train, heldout=heldout)) == 10
-    assert check_data(data(train, heldout=heldout, train_samples=4)) == 4
-    assert check_data(data(train, heldout=heldout, train_samples=40)) == 10
-    assert check_data(data(train, heldout_samples=3)) == 7
-    assert check_data(data(train, heldout_samples=3, train_samples=8)) == 7
+    assert check_data(data(train, heldout=heldout)).count == 10
+    assert check_data(data(train, heldout=heldout, train_samples=4)).count == 4
+    assert check_data(data(train, heldout=heldout, train_samples=40)).count == 10
+    assert check_data(data(train, heldout_samples=3)).count == 7
+    assert check_data(data(train, heldout_samples=3, train_samples=8)).count == 7
 
 
 def test_generated_samples_are_counted_and_hub_data_are_not_fetched() -> None:
-    assert check_data(data(GYM, heldout=GYM)) == 20
-    assert check_data(data(GYM, heldout_samples=5)) == 15
+    assert check_data(data(GYM, heldout=GYM)).count == 20
+    assert check_data(data(GYM, heldout_samples=5)).count == 15
     hub = {"kind": "hub", "path": "openai/gsm8k"}
-    assert check_data(data(hub)) is None
-    assert check_data(data(hub, train_samples=9)) == 9
+    assert check_data(data(hub)).count is None
+    assert check_data(data(hub, train_samples=9)).count == 9
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
 def test_data_that_are_all_held_out_are_refused(tmp_path: Path, ending: str) -> None:
     train = write_rows(tmp_path / f"train.{ending}")
-    assert check_data(data(train, heldout_samples=9)) == 1
+    assert check_data(data(train, heldout_samples=9)).count == 1
     error = refusal(lambda: check_data(data(train, heldout_samples=10)))
     assert error.place == train["path"]
     assert error.reason == "has 10 samples and 10 of them are held out: none is left to train on."
@@ -224,7 +225,8 @@ def test_generated_data_that_are_all_held_out_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "place"), [("jsonl", "train.jsonl line 1"), ("json", "train.json item 0"), ("parquet", "train.parquet")]
+    ("ending", "place"),
+    [("jsonl", "train.jsonl line 1"), ("json", "train.json item 0"), ("parquet", "train.parquet row 0")],
 )
 def test_a_missing_field_is_refused_with_the_nearest(tmp_path: Path, ending: str, place: str) -> None:
     train = write_rows(tmp_path / f"train.{ending}", answer="respones")
@@ -234,7 +236,7 @@ def test_a_missing_field_is_refused_with_the_nearest(tmp_path: Path, ending: str
         assert error.place == str(tmp_path / place)
         assert error.reason == "field 'response' is missing."
         assert error.fix == "Did you mean 'respones'? The name is set with data.response."
-    assert check_data(data(train, response="respones", heldout_samples=1)) == 9
+    assert check_data(data(train, response="respones", heldout_samples=1)).count == 9
     error = refusal(lambda: check_data(data(train, messages="chat", heldout_samples=1)))
     assert "field 'chat' is missing." in str(error)
     assert "The name is set with data.messages." in error.fix
@@ -245,6 +247,34 @@ def test_a_broken_line_is_refused_with_its_number(tmp_path: Path) -> None:
     with open(train["path"], "a") as file:
         file.write('\n{"prompt": "p", "response"\n')
     assert refusal(lambda: check_data(data(train, heldout_samples=1))).place == f"{train['path']} line 11"
+
+
+@pytest.mark.parametrize(("ending", "place"), [("jsonl", "line {}"), ("json", "item {}"), ("parquet", "row {}")])
+def test_rows_that_cannot_be_read_are_refused_or_told(tmp_path: Path, ending: str, place: str) -> None:
+    """Rows 3 and 7 of ten have no response; by the seed, row 3 is trained on and row 7 held out."""
+    path = tmp_path / f"train.{ending}"
+    train = write_rows(path)
+    rows = [{"prompt": f"{i}?", "response": None if i in (3, 7) else f"{i}"} for i in range(10)]
+    if ending == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text("\n".join(map(json.dumps, rows)) if ending == "jsonl" else json.dumps(rows))
+    third, seventh = (f"{path} {place.format(row + (ending == 'jsonl'))}" for row in (3, 7))
+    reason = "field 'response' is not text but null. Name a field that holds text."
+    seed = next(seed for seed in range(99) if 7 in (held := draw(10, seed, 2)) and 3 not in held)
+    held_out = data(train, heldout_samples=2, seed=seed)
+    assert str(refusal(lambda: check_data(held_out))) == f"{third}: {reason}"
+    found = check_data(held_out.model_copy(update={"max_bad": 0.5}))
+    assert found == Samples(
+        7,
+        (
+            f"training data: 1 of 8 samples cannot be read. The first: {third}: {reason} They are left out.",
+            f"held-out data: 1 of 2 samples cannot be read. The first: {seventh}: {reason} They are left out.",
+        ),
+    )
+    error = refusal(lambda: check_data(held_out.model_copy(update={"max_bad": 0.3})))
+    assert (error.place, error.fix) == (str(path), "Mend them, or raise data.max_bad (now 0.3).")
+    assert error.reason == f"1 of 2 samples cannot be read. The first: {seventh}: {reason}"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "json", "parquet"])
@@ -280,7 +310,7 @@ def test_an_unknown_task_or_parameter_is_refused_with_the_nearest() -> None:
     assert str(error) == "reasoning_gym figlet_fonts: is not a task of reasoning-gym. Did you mean 'figlet_font'?"
     error = refusal(lambda: check_data(data(GYM | {"params": {"min_word_len": 2, "max_wrod_len": 5}})))
     assert str(error) == "reasoning_gym figlet_font: has no parameter 'max_wrod_len'. Did you mean 'max_word_len'?"
-    assert check_data(data(GYM | {"params": {"max_word_len": 5}}, heldout=GYM)) == 20
+    assert check_data(data(GYM | {"params": {"max_word_len": 5}}, heldout=GYM)).count == 20
     error = refusal(lambda: check_data(data(GYM, heldout=GYM | {"task": "figlet"})))
     assert error.fix == "Did you mean 'figlet_font'?"
 

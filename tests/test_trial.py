@@ -303,5 +303,18 @@ def test_a_trial_out_of_memory_goes_on_with_half_of_a_micro_batch(make_config: M
         assert points[-1]["train/micro_batch_tokens"] == (10_000 if retried else 20_000)
         if not retried:
             break
-    print(seen)
     assert set(seen) == {"failed", "retried", "undisturbed"}
+
+
+def test_samples_that_cannot_be_read_are_left_out_and_told(make_config: Make, additions: Path, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text((additions / "train.jsonl").read_text() + '{"prompt": "1+1?"}\n')
+    config = make_config(data={"train": {"kind": "file", "path": str(path)}, "max_bad": 0.1})
+    bench = bench_here(config)
+    (note,) = bench.notes()
+    assert note.startswith(
+        f"training data: 1 of 65 samples cannot be read. The first: {path} line 65: field 'response'"
+    )
+    assert note.endswith(f"listed in {config.output}/cache/{bench.train.fingerprint}/quarantine.jsonl")
+    facts = bench.data_facts()
+    assert [facts[part]["counts"]["bad"] for part in ("train", "heldout")] == [1, 0]

@@ -55,6 +55,11 @@ class DataConfig(Strict):
     max_dropped: Probability = Field(
         default=0.5, description="share of dropped samples above which the data are refused"
     )
+    max_bad: Probability = Field(
+        default=0.0,
+        description="share of samples that cannot be read, up to which they are left out and listed; "
+        "0: the first one is refused",
+    )
     train_samples: int | None = Field(default=None, gt=0, description="at most so many, drawn with the seed")
     heldout_samples: int = Field(default=256, gt=0, description="at most so many")
     seed: int = Field(default=0, ge=0)

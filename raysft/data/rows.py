@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from codecs import BOM_UTF8
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Rows:
-    """count samples; take(indices) reads those, in that order; place(index) names one for the user."""
+    """count samples; take(indices) reads those, in that order; place(index) names one for the user.
+
+    bad: index -> why that sample is no object with fields. It keeps its index, and take gives {} for it.
+    """
 
     count: int
     take: Callable[[Sequence[int]], list[Row]]
     place: Callable[[int], str]
+    bad: Mapping[int, InputError] = field(default_factory=dict)
 
 
 def describe(source: Source) -> str:
@@ -32,10 +37,10 @@ def describe(source: Source) -> str:
     return f"reasoning_gym {source.task}"
 
 
-def read_rows(source: Source) -> Rows:
+def read_rows(source: Source, lenient: bool = False) -> Rows:
     """The source's samples. Lines count from 1, rows and items from 0.
 
-    Raises InputError for what cannot be read or holds no samples.
+    Raises InputError for what cannot be read or holds no samples; lenient: not for single samples, which are in `bad`.
     """
     if source.kind == "file" and source.key is not None:
         rows = _list_in_json(source.path, source.key)
@@ -47,7 +52,19 @@ def read_rows(source: Source) -> Rows:
         rows = _reasoning_gym(source)
     if rows.count == 0:
         raise InputError(describe(source), "holds no samples.")
+    if rows.bad and not lenient:
+        raise rows.bad[min(rows.bad)]
     return rows
+
+
+def check_some_left(source: Source, count: int, skip: int) -> None:
+    """Raises InputError where all of the source's `count` samples are held out."""
+    if skip >= count:
+        raise InputError(
+            describe(source),
+            f"has {count} samples and {skip} of them are held out: none is left to train on.",
+            "Lower data.heldout_samples, or name a source of its own in data.heldout.",
+        )
 
 
 def content_id(source: Source) -> str:
@@ -85,9 +102,11 @@ def _text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path} line {line}", "is not UTF-8 text.", "Save the file with the encoding UTF-8."
-        ) from None
+        raise _not_utf8(f"{path} line {line}") from None
+
+
+def _not_utf8(place: str) -> InputError:
+    return InputError(place, "is not UTF-8 text.", "Save the file with the encoding UTF-8.")
 
 
 def _parse(text: str, place: str) -> Any:
@@ -100,17 +119,37 @@ def _parse(text: str, place: str) -> Any:
         raise InputError(place, f"cannot be read as JSON: {error}.") from None
 
 
-def _objects(values: list[Any], place: Callable[[int], str]) -> Rows:
-    for index, value in enumerate(values):
-        if not isinstance(value, dict):
-            raise InputError(place(index), f"is not an object but of type {type(value).__name__}.")
-    return Rows(len(values), lambda indices: [values[i] for i in indices], place)
+def _rows(raw: Sequence[Any], read: Callable[[Any, str], Row], place: Callable[[int], str]) -> Rows:
+    """read(value, its place) makes a row of each raw value, or raises InputError."""
+    rows: list[Row] = []
+    bad: dict[int, InputError] = {}
+    for index, value in enumerate(raw):
+        try:
+            rows.append(read(value, place(index)))
+        except InputError as error:
+            rows.append({})
+            bad[index] = InputError(*error.args)  # the raised one would keep the value and its frames in memory
+    return Rows(len(rows), lambda indices: [rows[i] for i in indices], place, bad)
+
+
+def _object(value: Any, place: str) -> Row:
+    if not isinstance(value, dict):
+        raise InputError(place, f"is not an object but of type {type(value).__name__}.")
+    return value
+
+
+def _line(line: bytes, place: str) -> Row:
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        raise _not_utf8(place) from None
+    return _object(_parse(text, place), place)
 
 
 def _jsonl(path: Path) -> Rows:
-    lines = [(n, line) for n, line in enumerate(_text(path).split("\n"), start=1) if line.strip()]
-    values = [_parse(line, f"{path} line {n}") for n, line in lines]
-    return _objects(values, lambda i: f"{path} line {lines[i][0]}")
+    lines = enumerate(_bytes(path).removeprefix(BOM_UTF8).split(b"\n"), start=1)
+    filled = [(number, line) for number, line in lines if line.decode(errors="replace").strip()]
+    return _rows([line for _, line in filled], _line, lambda i: f"{path} line {filled[i][0]}")
 
 
 def _json(path: Path) -> Rows:
@@ -119,7 +158,7 @@ def _json(path: Path) -> Rows:
         lists = [key for key, value in values.items() if isinstance(value, list)] if isinstance(values, dict) else []
         fix = f"Name the list in it with key: {', '.join(lists)}." if lists else "Use .jsonl for one object a line."
         raise InputError(str(path), "does not hold a list of objects.", fix)
-    return _objects(values, lambda i: f"{path} item {i}")
+    return _rows(values, _object, lambda i: f"{path} item {i}")
 
 
 def _list_in_json(path: Path, key: str) -> Rows:
@@ -130,7 +169,7 @@ def _list_in_json(path: Path, key: str) -> Rows:
         raise InputError(str(path), f"has no key '{key}'.", did_you_mean(key, list(values)) if values else "")
     if not isinstance(values[key], list):
         raise InputError(f"{path} {key}", "is not a list of objects.", "Name a key that holds a list.")
-    return _objects(values[key], lambda i: f"{path} {key} item {i}")
+    return _rows(values[key], _object, lambda i: f"{path} {key} item {i}")
 
 
 def _parquet(path: Path) -> Rows:
@@ -142,7 +181,14 @@ def _parquet(path: Path) -> Rows:
         table = pyarrow.parquet.read_table(pyarrow.BufferReader(content))
     except (pyarrow.ArrowException, OSError) as error:
         raise InputError(str(path), f"is not a readable Parquet file: {_first_line(error)}") from None
-    return Rows(table.num_rows, lambda indices: table.take(list(indices)).to_pylist(), lambda i: f"{path} row {i}")
+
+    def take(indices: Sequence[int]) -> list[Row]:
+        try:
+            return table.take(list(indices)).to_pylist()
+        except (ValueError, OverflowError) as error:  # text that is not UTF-8, or dates beyond Python's
+            raise InputError(str(path), f"cannot be read: {_first_line(error)}") from None
+
+    return Rows(table.num_rows, take, lambda i: f"{path} row {i}")
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}

@@ -1,17 +1,19 @@
 """Samples of a data source as chat messages, each with the place it came from."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from raysft.config import DataConfig, Source
-from raysft.data.rows import Row, describe, read_rows
+from raysft.data.rows import Row, check_some_left, describe, read_rows
 from raysft.errors import InputError, did_you_mean
 
 Message = dict[str, str]
 ROLES = ["assistant", "system", "user"]
+LONGEST_REASON = 300  # characters of the reason why a sample is left out
 
 
 @dataclass(frozen=True)
@@ -36,23 +38,56 @@ class Example:
         return self.messages[:-1]
 
 
-def load_examples(source: Source, data: DataConfig, limit: int | None = None, skip: int = 0) -> list[Example]:
+def load_examples(
+    source: Source, data: DataConfig, limit: int | None = None, skip: int = 0
+) -> tuple[list[Example], list[InputError]]:
     """At most `limit` samples, drawn without replacement by data.seed, in the order of the source.
 
-    skip: so many samples of the draw come first and belong to another split. Raises InputError with file and line for
-    whatever cannot be read as data.prompt and data.response, or as data.messages.
+    skip: so many samples of the draw come first and belong to another split. The second list says, in the same order,
+    why the others of those drawn are left out: they cannot be read as data.prompt and data.response, or as
+    data.messages. Raises InputError with file and line for the first of them where data.max_bad is 0, else where their
+    share of those drawn is above it.
     """
-    rows = read_rows(source)
-    if skip >= rows.count:
-        raise InputError(
-            describe(source),
-            f"has {rows.count} samples and {skip} of them are held out: none is left to train on.",
-            "Lower data.heldout_samples, or name a source of its own in data.heldout.",
-        )
+    rows = read_rows(source, lenient=data.max_bad > 0)
+    check_some_left(source, rows.count, skip)
     if source.kind == "reasoning_gym":
         data = data.model_copy(update={"prompt": "question", "response": "answer", "messages": None})
     chosen = draw(rows.count, data.seed, limit, skip)
-    return [_example(row, data, rows.place(i), i) for i, row in zip(chosen, rows.take(chosen), strict=True)]
+    examples: list[Example] = []
+    bad: list[InputError] = []
+    for i, row in zip(chosen, rows.take(chosen), strict=True):
+        try:
+            if i in rows.bad:
+                raise rows.bad[i]
+            examples.append(_example(row, data, rows.place(i), i))
+        except InputError as error:
+            if data.max_bad == 0:
+                raise
+            bad.append(_shortened(error))
+    _check_bad(bad, len(chosen), data, source)
+    return examples, bad
+
+
+def share_unread(bad: int, drawn: int, first: Sequence[InputError]) -> str:
+    """How many of the drawn samples cannot be read, and the first reasons, in one line."""
+    reasons = [str(error) for error in first]
+    if len(reasons) > 1:
+        reasons = [f"({n}) {reason}" for n, reason in enumerate(reasons, start=1)]
+    return f"{bad:,} of {drawn:,} samples cannot be read. The first: {' '.join(reasons)}"
+
+
+def _check_bad(bad: list[InputError], drawn: int, data: DataConfig, source: Source) -> None:
+    if len(bad) == drawn:
+        raise InputError(describe(source), share_unread(len(bad), drawn, bad[:3]), "None is left: mend them.")
+    if len(bad) / drawn > data.max_bad:
+        fix = f"Mend them, or raise data.max_bad (now {data.max_bad:g})."
+        raise InputError(describe(source), share_unread(len(bad), drawn, bad[:3]), fix)
+
+
+def _shortened(error: InputError) -> InputError:
+    """The same in one line of bounded length, whatever the row holds that it quotes."""
+    reason = " ".join(f"{error.reason} {error.fix}".split())
+    return InputError(error.place, reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON]} ...")
 
 
 def draw(count: int, seed: int, limit: int | None, skip: int = 0) -> list[int]:
@@ -130,7 +165,8 @@ def value_of(row: Row, setting: str, field: str, place: str) -> Any:
 
 def as_text(value: Any, name: str, place: str) -> str:
     """Text, or a number as text. Raises InputError, calling the value `name`, for anything else."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    is_number = isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if is_number and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
         raise InputError(place, f"{name} is not text but {kind_of(value)}.", "Name a field that holds text.")

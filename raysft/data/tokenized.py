@@ -14,19 +14,22 @@ from raysft.config import DataConfig, Source, config_hash
 from raysft.data.cache import ensure
 from raysft.data.render import Rendered, render_all
 from raysft.data.rows import content_id, describe
-from raysft.data.sources import Example, load_examples
+from raysft.data.sources import Example, load_examples, share_unread
 from raysft.errors import InputError
 from raysft.objectives import IGNORE_INDEX
 
 VERSION = 1  # of the tokenisation: raise it whenever the same input gives other tokens
 CHUNK = 512  # samples rendered together
+QUARANTINE = "quarantine.jsonl"
+LISTED = 1000  # samples that the quarantine lists, at most
 
 
 class TokenizedData:
     """Tokens and labels of samples, read from a cache folder as they are needed.
 
-    counts: samples read, kept and dropped_truncated; tokens and supervised_tokens of those kept; longest, the tokens
-    of the longest sample read. fingerprint: differs whenever any token may differ.
+    counts: samples that are bad, as they cannot be read; those read, kept and dropped_truncated; tokens and
+    supervised_tokens of those kept; longest, the tokens of the longest sample read. fingerprint: differs whenever any
+    token may differ.
     """
 
     def __init__(self, folder: Path, counts: dict[str, int]) -> None:
@@ -62,6 +65,16 @@ class TokenizedData:
         with (self.folder / "examples.jsonl").open() as file:
             return [Example(**json.loads(line)) for line in file]
 
+    def left_out(self) -> str | None:
+        """In one line, what could not be read and where it is listed; None where all could be."""
+        bad = self.counts.get("bad", 0)  # folders of earlier versions do not count them
+        if not bad:
+            return None
+        with (self.folder / QUARANTINE).open() as file:
+            first = json.loads(next(file))
+        told = share_unread(bad, bad + self.counts["read"], [InputError(first["origin"], first["reason"])])
+        return f"{told} They are left out, and listed in {self.folder / QUARANTINE}"
+
 
 def prepare(
     source: Source,
@@ -73,8 +86,9 @@ def prepare(
 ) -> TokenizedData:
     """The source tokenised, from the cache where the same was tokenised before; limit and skip as in load_examples.
 
-    A sample longer than data.max_length would lose its response's end: it is dropped and counted. Raises InputError
-    for what cannot be read or rendered, and where more than data.max_dropped of the samples, or all, are dropped.
+    A sample longer than data.max_length would lose its response's end: it is dropped and counted. One that cannot be
+    read is left out, counted and listed where data.max_bad allows it. Raises InputError for what cannot be read or
+    rendered, and where more than data.max_dropped of the samples, or all, are dropped.
     """
     folder = cache / _fingerprint(source, data, tokenizer, limit, skip)
     counts = ensure(folder, partial(_write, source, data, tokenizer, limit, skip))
@@ -96,6 +110,8 @@ def _fingerprint(
 ) -> str:
     """A hash of everything that the tokens depend on."""
     settings = {"prompt", "response", "messages", "system", "prompt_suffix", "template", "max_length"}
+    if data.max_bad > 0:  # at 0 nothing is left out, as in folders of before there was this setting
+        settings.add("max_bad")
     return config_hash(
         {
             "version": VERSION,
@@ -126,7 +142,7 @@ def _write(
     folder: Path,
 ) -> dict[str, int]:
     """Tokenise the source into `folder`; returns the counts."""
-    examples = load_examples(source, data, limit, skip)
+    examples, bad = load_examples(source, data, limit, skip)
     lengths: list[int] = []
     tokens: list[np.ndarray] = []
     supervised: list[np.ndarray] = []
@@ -141,9 +157,13 @@ def _write(
             lengths.append(len(ids))
             tokens.append(np.array(ids, dtype=np.int32))
             supervised.append(np.array(mask))
-    counts = {"read": len(examples), "kept": len(lengths), "dropped_truncated": len(examples) - len(lengths)}
+    counts = {"bad": len(bad), "read": len(examples), "kept": len(lengths)}
+    counts |= {"dropped_truncated": len(examples) - len(lengths)}
     counts |= {"tokens": sum(lengths), "supervised_tokens": int(sum(m.sum() for m in supervised)), "longest": longest}
     _check_dropped(counts, data, source)
+    if bad:
+        listed = (json.dumps({"origin": error.place, "reason": error.reason}) + "\n" for error in bad[:LISTED])
+        (folder / QUARANTINE).write_text("".join(listed))
     np.save(folder / "tokens.npy", np.concatenate(tokens))
     np.save(folder / "supervised.npy", np.concatenate(supervised))
     np.save(folder / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))

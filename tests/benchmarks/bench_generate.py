@@ -145,7 +145,7 @@ def make_case(args: argparse.Namespace, device: torch.device) -> Case:
         return Case(model, tokenizer(texts)["input_ids"], [tokenizer.eos_token_id], tokenizer.pad_token_id, device)
     source = FileSource(path=args.data)
     data = DataConfig(train=source, prompt=args.prompt, response=args.response, template=args.template)
-    examples = load_examples(source, data)
+    examples = load_examples(source, data)[0]
     prompts = [render_prompt(examples[i], tokenizer, args.template) for i in spread(len(examples), args.problems)]
     return Case(model, prompts, end_token_ids(tokenizer, args.template), int(tokenizer.pad_token_id), device)
 

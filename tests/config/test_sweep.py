@@ -85,6 +85,7 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], str]] = [
     (ReasoningGymSource, {"task": "t", "size": 0}, "greater than 0"),
     (DataConfig, {"train": FILE, "max_length": 1}, "greater than 1"),
     (DataConfig, {"train": FILE, "max_dropped": 1.5}, "less than or equal to 1"),
+    (DataConfig, {"train": FILE, "max_bad": -0.1}, "greater than or equal to 0"),
     (DataConfig, {"train": FILE, "heldout_samples": 0}, "greater than 0"),
     (LoraConfig, {"dropout": 1}, "less than 1"),
     (TrainingConfig, {"betas": [0.9, 1]}, "less than 1"),

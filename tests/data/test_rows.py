@@ -77,6 +77,56 @@ def test_broken_files_are_refused_with_the_place(tmp_path: Path, name: str, cont
         read_rows(FileSource(path=tmp_path / name))
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "read", "bad"),
+    [
+        (
+            "a.jsonl",
+            b'\xef\xbb\xbf{"a": 1}\n\n{"a": \n{"a": 2}\r\n',
+            [{"a": 1}, {}, {"a": 2}],
+            {1: "line 3: is not JSON"},
+        ),
+        (
+            "a.jsonl",
+            b'[1]\n{"a": "caf\xe9"}\n{"a": "ok"}',
+            [{}, {}, {"a": "ok"}],
+            {0: "line 1: is", 1: "line 2: is not UTF-8"},
+        ),
+        ("a.json", b'[{"a": 1}, 7, {"a": 2}]', [{"a": 1}, {}, {"a": 2}], {1: "item 1: is not an object"}),
+    ],
+)
+def test_bad_samples_keep_their_places_where_they_are_asked_for(
+    tmp_path: Path, name: str, content: bytes, read: list[object], bad: dict[int, str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    rows = read_rows(FileSource(path=tmp_path / name), lenient=True)
+    assert rows.take(range(rows.count)) == read
+    assert list(rows.bad) == list(bad)
+    for index, error in rows.bad.items():
+        assert error.place == rows.place(index)
+        assert str(error).startswith(f"{tmp_path / name} {bad[index]}")
+    with pytest.raises(InputError) as refused:
+        read_rows(FileSource(path=tmp_path / name))
+    assert str(refused.value) == str(rows.bad[min(bad)])
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", b'[{"a": 1}, {"a": }]'), ("a.json", b'[{"a": "\xff"}]')])
+def test_a_file_that_is_broken_as_a_whole_is_always_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json.* is not (JSON|UTF-8)"):
+        read_rows(FileSource(path=tmp_path / name), lenient=True)
+
+
+def test_columns_that_python_cannot_hold_are_refused(tmp_path: Path) -> None:
+    """Parquet takes text of any bytes, and dates beyond Python's."""
+    offsets, text = pyarrow.py_buffer(bytes([0, 0, 0, 0, 2, 0, 0, 0])), pyarrow.py_buffer(b"\xff\xfe")
+    columns = [pyarrow.StringArray.from_buffers(1, offsets, text), pyarrow.array([2**40], pyarrow.timestamp("s"))]
+    for column in columns:
+        pyarrow.parquet.write_table(pyarrow.table({"a": column}), tmp_path / "a.parquet")
+        with pytest.raises(InputError, match=r"a\.parquet: cannot be read: "):
+            read_rows(FileSource(path=tmp_path / "a.parquet")).take([0])
+
+
 def test_a_missing_file_is_refused_with_the_nearest_name(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl")
     with pytest.raises(InputError, match=r"does not exist\. Did you mean 'train\.jsonl'\?"):

@@ -40,7 +40,9 @@ def test_samples_are_the_rendered_examples(tokenizer: PreTrainedTokenizerFast, j
         assert tokenized.supervised[i] == sum(supervised)
         total, supervised_total = total + len(ids), supervised_total + sum(supervised)
     assert tokenized.lengths.dtype == tokenized.supervised.dtype == np.int64
+    assert tokenized.left_out() is None
     assert tokenized.counts == {
+        "bad": 0,
         "read": 6,
         "kept": 6,
         "dropped_truncated": 0,
@@ -82,6 +84,40 @@ def test_too_many_dropped_samples_are_refused(tokenizer: PreTrainedTokenizerFast
         prepare(data.train, nothing, tokenizer, tmp_path)
 
 
+def test_bad_samples_are_left_out_counted_and_listed(
+    tokenizer: PreTrainedTokenizerFast, jsonl: Jsonl, tmp_path: Path
+) -> None:
+    good = jsonl(*ROWS, name="good.jsonl")
+    data = jsonl(ROWS[0], "{", *ROWS[1:5], {"prompt": "p"}, ROWS[5], max_bad=0.25)
+    tokenized, expected = (prepare(d.train, d, tokenizer, tmp_path / "cache") for d in (data, good))
+    assert [tokenized.sample(i)[0].tolist() for i in range(6)] == [expected.sample(i)[0].tolist() for i in range(6)]
+    assert [e.index for e in tokenized.examples] == [0, 2, 3, 4, 5, 7]
+    assert tokenized.counts == expected.counts | {"bad": 2}
+    listed = tokenized.folder / "quarantine.jsonl"
+    path = data.train.path
+    missing = "field 'response' is missing. Valid: prompt. The name is set with data.response."
+    first = "is not JSON: Expecting property name enclosed in double quotes (column 2)."
+    assert [json.loads(line) for line in listed.read_text().splitlines()] == [
+        {"origin": f"{path} line 2", "reason": first},
+        {"origin": f"{path} line 7", "reason": missing},
+    ]
+    told = f"2 of 8 samples cannot be read. The first: {path} line 2: {first} They are left out, and listed in {listed}"
+    again = prepare(data.train, data, tokenizer, tmp_path / "cache")  # from the cache
+    assert (again.left_out(), tokenized.left_out()) == (told, told)
+    with pytest.raises(InputError, match=r"train\.jsonl line 2: is not JSON"):  # though the folder is there
+        prepare(data.train, data.model_copy(update={"max_bad": 0.0}), tokenizer, tmp_path / "cache")
+    with pytest.raises(InputError, match=r"2 of 8 samples cannot be read"):
+        prepare(data.train, data.model_copy(update={"max_bad": 0.2}), tokenizer, tmp_path / "cache")
+
+
+def test_the_list_of_bad_samples_is_bounded(tokenizer: PreTrainedTokenizerFast, jsonl: Jsonl, tmp_path: Path) -> None:
+    data = jsonl(*["[]"] * 1500, *ROWS, max_bad=1.0)
+    tokenized = prepare(data.train, data, tokenizer, tmp_path)
+    listed = [json.loads(line) for line in (tokenized.folder / "quarantine.jsonl").read_text().splitlines()]
+    assert [entry["origin"] for entry in listed] == [f"{data.train.path} line {n}" for n in range(1, 1001)]
+    assert (tokenized.counts["bad"], len(tokenized)) == (1500, 6)
+
+
 def test_the_same_is_tokenised_once(make_tokenizer: MakeTokenizer, jsonl: Jsonl, tmp_path: Path) -> None:
     data, cache, tokenizer = jsonl(*ROWS), tmp_path / "cache", make_tokenizer()
     first = prepare(data.train, data, tokenizer, cache)
@@ -107,6 +143,7 @@ def test_whatever_changes_the_tokens_changes_the_fingerprint(
         {"prompt_suffix": "!"},
         {"template": "qwen"},
         {"max_length": 500},
+        {"max_bad": 0.5},
     ]
     made = [prepare(data.train, data.model_copy(update=s), tokenizer, tmp_path) for s in [{}, *settings]]
     for other in (make_tokenizer(" " + chat), make_tokenizer(vocab_size=300), make_tokenizer(eos="<|im_end|>")):
@@ -199,6 +236,19 @@ def test_held_out_data_split_off(tokenizer: PreTrainedTokenizerFast, jsonl: Json
     assert set(origins(fewer)) < set(origins(train))
     _, other = split(data.model_copy(update={"seed": 1}), tokenizer, tmp_path)
     assert origins(other) != origins(heldout)
+
+
+def test_bad_samples_do_not_move_between_splits(
+    tokenizer: PreTrainedTokenizerFast, jsonl: Jsonl, tmp_path: Path
+) -> None:
+    whole = jsonl(*ROWS * 3, heldout_samples=5)
+    train, heldout = split(whole, tokenizer, tmp_path)
+    spoiled = {train.examples[2].index, heldout.examples[0].index, heldout.examples[4].index}
+    rows = ["{" if i in spoiled else row for i, row in enumerate(ROWS * 3)]
+    parts = split(jsonl(*rows, heldout_samples=5, max_bad=0.4), tokenizer, tmp_path)
+    for before, after in zip((train, heldout), parts, strict=True):
+        assert origins(after) == [e.origin for e in before.examples if e.index not in spoiled]
+    assert [part.counts["bad"] for part in parts] == [1, 2]
 
 
 def test_nothing_left_to_train_on_is_refused(tokenizer: PreTrainedTokenizerFast, jsonl: Jsonl, tmp_path: Path) -> None:

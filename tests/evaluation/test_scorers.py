@@ -106,14 +106,14 @@ def test_reasoning_gym_scores_as_the_task_does() -> None:
 
 def test_reasoning_gyms_own_data_can_be_scored() -> None:
     source = ReasoningGymSource(task="figlet_font", size=3, params={"min_word_len": 2, "max_word_len": 3})
-    examples = load_examples(source, DataConfig(train=source, template="plain"), None, 0)
+    examples = load_examples(source, DataConfig(train=source, template="plain"), None, 0)[0]
     check_references(build_scorer(GenerationConfig(scorer="reasoning_gym"), source), examples)
 
 
 def test_an_answer_that_hangs_a_reasoning_gym_task_times_out_and_the_others_go_on() -> None:
     """countdown computes what a model writes."""
     source = ReasoningGymSource(task="countdown", size=2, seed=1)
-    first, second = load_examples(source, DataConfig(train=source, template="plain"), None, 0)
+    first, second = load_examples(source, DataConfig(train=source, template="plain"), None, 0)[0]
     judge = build_scorer(GenerationConfig(scorer="reasoning_gym", timeout=3), source)
     found = judge.score_all(["9**9**9**9", first.response, second.response], [first, first, second])
     assert [(scored.score, scored.how) for scored in found] == [(0.0, "timeout"), (1.0, ""), (1.0, "")]
