@@ -439,6 +439,40 @@ def test_a_locked_database_is_waited_for(tiny: SweepConfig) -> None:
     assert steps(study, "t") == [1, 2, 3]
 
 
+@pytest.mark.slow
+@pytest.mark.faults
+def test_eight_writers_wait_for_a_locked_database(migrated: Path, tmp_path: Path) -> None:
+    """Eight sweeps that share one sqlite file, which something else holds for 20 seconds."""
+    output = tmp_path / "runs"
+    config = fresh(migrated, output)
+    sweeps = [config.model_copy(update={"name": f"sweep-{n}"}).for_backbone("tiny") for n in range(8)]
+    begun, answers = fork.Barrier(9), fork.SimpleQueue()
+
+    def write(sweep: SweepConfig) -> None:
+        study = Tracking(sweep).start_study(sweep)
+        study.start_trial("t", NLL)
+        begun.wait()
+        for step in range(1, 26):
+            study.log_points("t", [point(step)])
+            time.sleep(0.2)
+        study.end_trial("t", "FINISHED")
+        study.end("FINISHED")
+        answers.put((sweep.name, steps(study, "t")))
+
+    writers = [fork.Process(target=write, args=(sweep,)) for sweep in sweeps]
+    for writer in writers:
+        writer.start()
+    begun.wait()
+    other = sqlite3.connect(output / "mlflow.db", isolation_level=None, timeout=60)
+    other.execute("BEGIN EXCLUSIVE")
+    time.sleep(20)
+    other.rollback()
+    other.close()
+    assert dict(answers.get() for _ in writers) == {sweep.name: list(range(1, 26)) for sweep in sweeps}
+    for writer in writers:
+        writer.join()
+
+
 def test_a_server_that_is_away_for_a_while(
     config: SweepConfig, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -459,6 +493,7 @@ def test_a_server_that_is_away_for_a_while(
     later = sweep.start_study(config.for_backbone("small"))
     assert later.run_id == ""
     assert time.monotonic() - started < 5, "an outage holds the sweep up"
+    time.sleep(float(os.environ.get("OUTAGE_SECONDS", "0")))
     assert [record.getMessage() for record in caplog.records] == [
         f"MLflow at {server.uri} fails (no server answers there). Training goes on; what MLflow misses is written when "
         "it works again."

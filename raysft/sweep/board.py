@@ -61,6 +61,7 @@ class Board:
         self.start_failures: dict[int, int] = {}
         self.given_up: set[int] = set()
         self.slots: set[int] = set()
+        self.reserved: dict[int, Any] = {}  # slot -> placement group of its workers
         self.studies = 0  # opened so far
         self.config: Any = None
         self.closed = False
@@ -159,6 +160,14 @@ class Board:
         if not await self._soon(lambda: self._no_more() or (self.studies > seen and not self.over)):
             return Wait()
         return (self.studies, self.config) if self.studies > seen and not self.over else None
+
+    async def started(self, slot: int, reserved: Any) -> None:
+        """A group has started on the resources of this placement group."""
+        self.reserved[slot] = reserved
+
+    async def left_behind(self, slot: int) -> Any:
+        """The placement group that a slot's group stood on; None where none had started."""
+        return self.reserved.pop(slot, None)
 
     async def needs_probe(self, slot: int, study: int) -> bool:
         if study != self.studies or not self._probes(slot):
@@ -274,6 +283,10 @@ class Board:
             await self.changed.wait_for(condition)
 
 
+# Of the head node, on which the driver of a job runs, too: any other may be lost, and the board with it.
+ON_HEAD = {"node:__internal_head__": 0.001}
+
+
 def start_board(max_failures: int) -> Any:
     actor: Any = ray.remote(Board)  # Ray's stubs do not know an actor's options
-    return actor.options(num_cpus=0, max_concurrency=10_000).remote(max_failures)
+    return actor.options(num_cpus=0, resources=ON_HEAD, max_concurrency=10_000).remote(max_failures)

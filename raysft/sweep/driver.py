@@ -10,11 +10,12 @@ import math
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from raysft.errors import InputError
 from raysft.evidence import earlier_studies
 from raysft.progress import Progress
 from raysft.publish import publish
+from raysft.sweep.board import ON_HEAD
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow
@@ -46,11 +48,12 @@ from raysft.tracking import Tracking
 log = logging.getLogger(__name__)
 
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
-TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
+TRIAL_RESOURCES = {"CPU": 0.0, **ON_HEAD}
 SETTINGS = "settings.json"
 ADVICE = "advice.json"
 RESULT = "study.json"
 TUNE = "tune"
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,29 @@ class StudyResult:
     trials: list[TrialRow]
     best: TrialRow | None
     interrupted: bool
+
+
+@contextmanager
+def _known_to_its_processes() -> Iterator[None]:
+    """The processes of a local Ray that is started within ask that one, and no other of this machine.
+
+    Else they ask the newest: Ray Train would then not find the groups of this sweep, think them dead and remove them.
+    """
+    port = _free_port()
+    before = os.environ.copy()
+    os.environ |= {"RAY_GCS_SERVER_PORT": f"{port}", "RAY_ADDRESS": f"{LOOPBACK}:{port}"}
+    try:
+        yield
+    finally:
+        for name in ("RAY_GCS_SERVER_PORT", "RAY_ADDRESS"):
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
+
+
+def _free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as free:
+        return int(free.getsockname()[1])
 
 
 @contextmanager
@@ -75,10 +101,17 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints even when it is told not to
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     address = address or os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": 200_000_000}
+    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200_000_000}
+    local["dashboard_port"] = _free_port()  # without one, its address would still be that of another Ray's dashboard
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        with nullcontext() if address else _known_to_its_processes():
+            ray.init(
+                address=address or "local",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else local),
+            )
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # a local Ray sets its own, which ends the sweep without a word
     except ConnectionError as error:

@@ -31,6 +31,8 @@ def group_loop(settings: dict[str, Any]) -> None:
     ranks = Ranks()
     slot, board = settings["slot"], settings["board"]
     seats = [Seat(board, (slot, lane)) if ranks.rank == 0 else None for lane in range(workers.lanes)]
+    if seats[0]:
+        seats[0].ask("started", slot, ray.util.get_current_placement_group())
     studies = 0
     while (study := ranks.broadcast(seats[0] and seats[0].ask("study", studies))) is not None:
         if isinstance(study, Wait):

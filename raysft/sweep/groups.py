@@ -11,6 +11,7 @@ import uuid
 from typing import Any, Self
 
 import ray
+from ray.util import remove_placement_group
 
 from raysft.config import SweepConfig, WorkersConfig
 from raysft.sweep.board import Stop, start_board
@@ -108,6 +109,9 @@ def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> N
         try:
             trainer.fit()
         except Exception as error:
+            # Where Train's own process was lost, nobody else gives the workers' resources back.
+            if (reserved := ray.get(board.left_behind.remote(slot))) is not None:
+                remove_placement_group(reserved)
             if not ray.get(board.group_broke.remote(slot, root_cause(error))):
                 return
 

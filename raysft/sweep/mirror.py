@@ -6,9 +6,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import ray
+from ray.exceptions import RayActorError
 from ray.tune import Callback
 
 from raysft.config import TrialConfig
+from raysft.errors import TrialFailed
 from raysft.progress import Progress
 from raysft.sweep.ledger import METRICS, Ledger, Status, TrialRow
 from raysft.tracking import Study
@@ -64,7 +67,11 @@ class Mirror(Callback):
             self._end(trial.config, result, "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.board.cancel.remote(trial.config["trial_id"], "drop")
+        """Raises TrialFailed where it is the board that was lost: then no trial can go on, and none has failed."""
+        try:
+            ray.get(self.board.cancel.remote(trial.config["trial_id"], "drop"))
+        except RayActorError:
+            raise TrialFailed("the process that hands out the trials was lost. Continue with --resume.") from None
         self._end(trial.config, trial.last_result or {}, "FAILED", reason_of(trial))
 
     def stop(self, trial_id: str) -> None:

@@ -30,7 +30,9 @@ VICTIMS: dict[str, tuple[str, signal.Signals]] = {
     "worker": ("RayTrainWorker", signal.SIGKILL),
     "trial": ("ImplicitFunc", signal.SIGKILL),
     "controller": ("TrainController", signal.SIGKILL),
+    "board": ("ray::Board", signal.SIGKILL),
 }
+ENDS_IT = ("driver", "stop", "board")
 STUCK_SECONDS = 600.0  # without a step or an end
 
 
@@ -92,7 +94,7 @@ class Soak:
             kind = self.random.choice(self.victims)
             if self._kill(kind, process):
                 self.kills[kind] += 1
-                if not VICTIMS[kind][0]:
+                if kind in ENDS_IT:
                     return True
 
     def _moment(self, place: Path) -> Callable[[], bool]:
@@ -106,18 +108,14 @@ class Soak:
     def _kill(self, kind: str, process: "subprocess.Popen[bytes]") -> bool:
         """Whether there was such a process."""
         word, how = VICTIMS[kind]
-        children = descendants(process.pid)
-        found = [child for child in children if word in command_of(child)] if word else [psutil.Process(process.pid)]
+        everything = descendants(process.pid) if word else [psutil.Process(process.pid)]
+        found = [one for one in everything if word in command_of(one)]
         if not found:
             return False
-        victim = self.random.choice(found)
         try:
-            victim.send_signal(how)
+            self.random.choice(found).send_signal(how)
         except psutil.NoSuchProcess:
             return False
-        if not word and how == signal.SIGKILL:
-            process.wait()
-            self._left_behind = children
         return True
 
 

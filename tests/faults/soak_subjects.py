@@ -96,7 +96,7 @@ class Raysft:
     """workers: of a group; with one, two groups work at once."""
 
     name = "raysft"
-    victims = ("driver", "stop", "worker", "trial", "controller")
+    victims = ("driver", "stop", "worker", "trial", "controller", "board")
 
     def __init__(self, folder: Path) -> None:
         from tests.conftest import make_backbone

@@ -125,6 +125,19 @@ def test_a_damaged_checkpoint_is_passed_over(
     assert found(tmp_path) is None
 
 
+@pytest.mark.faults
+def test_a_file_that_is_cut_anywhere_is_noticed(tmp_path: Path) -> None:
+    publish(tmp_path, 2, 4)
+    folder, draw = tmp_path / "step-00000004", random.Random(0)
+    for name in ("state.pt", "zero/rank0.pt", MANIFEST):
+        whole = (folder / name).read_bytes()
+        for at in draw.sample(range(len(whole)), min(len(whole), 100)):
+            (folder / name).write_bytes(whole[:at])
+            assert found(tmp_path) == (2, "step-00000002"), (name, at)
+        (folder / name).write_bytes(whole)
+    assert found(tmp_path) == (4, "step-00000004")
+
+
 @given(st.sampled_from(["state.pt", "zero/rank0.pt", MANIFEST]), st.integers(0, 10_000), st.integers(0, 7))
 def test_no_flipped_bit_goes_unnoticed(
     tmp_path_factory: pytest.TempPathFactory, name: str, position: int, bit: int

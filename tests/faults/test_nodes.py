@@ -1,0 +1,51 @@
+"""Nodes of a cluster that are lost while a group works on them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from raysft.config import Job, TrialConfig
+from raysft.inprocess import bench_here
+from tests.faults.nodes import config_of
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_trials_of_a_lost_node_go_on_elsewhere(tiny_backbone: Path, additions: Path, tmp_path: Path) -> None:
+    """LOSSES=20 takes minutes. The driver, the board and Tune's trials stand on the head, which lives."""
+    losses, train = int(os.environ.get("LOSSES", "2")), additions / "train.jsonl"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "nodes.py"), str(tmp_path), str(tiny_backbone), str(train), str(losses)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=240 * losses,
+    )
+    assert done.returncode == 0
+    told = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert told == {"lost": losses, "trials": {f"{n:04d}": "FINISHED" for n in range(5)}}
+    config = config_of(tmp_path, str(tiny_backbone), str(train), losses)
+    client = MlflowClient(f"sqlite:///{config.output}/mlflow.db")
+    experiment = client.get_experiment_by_name(config.name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.status for run in runs] == ["FINISHED"] * 6
+    bench = bench_here(config.for_backbone("tiny"))
+    for run in runs:
+        if (trial_id := run.data.tags.get("raysft.trial_id")) is None:
+            continue
+        points = client.get_metric_history(run.info.run_id, "train/loss")
+        assert [point.step for point in points] == list(range(1, 150 * losses + 1))
+        recorded = config.folder / "tiny" / "trials" / trial_id / "trial.json"
+        trial = TrialConfig.model_validate_json(recorded.read_text())
+        bench.run(Job(trial_id, trial, tmp_path / "plain" / trial_id))
+        alone = (tmp_path / "plain" / trial_id / "metrics.jsonl").read_text().splitlines()
+        expected = [json.loads(line)["train/loss"] for line in alone]
+        assert [point.value for point in points] == pytest.approx(expected, rel=1e-3)
