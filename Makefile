@@ -1,11 +1,11 @@
-# make demo | test | test-faults | check | bench-*: each sets up .venv first. PYTHON picks the interpreter.
+# make demo | test | test-faults | soak | check | bench-*: each sets up .venv first. PYTHON picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait a lot for Ray. Each file stays in one process, so that what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-faults check bench-head bench-train bench-sweep bench-lanes bench-generate bench-regret setup clean
+.PHONY: demo test test-fast test-faults soak check bench-head bench-train bench-sweep bench-lanes bench-generate bench-regret setup clean
 
 demo: setup
 	$(BIN)/raysft demo
@@ -18,6 +18,10 @@ test-fast: setup
 
 test-faults: setup
 	$(PYTEST) -m "faults and not gpu and not browser"
+
+# Kills sweeps at random for as long as it is given, and counts the harm. ARGS: --kills, --hours, --subjects, ...
+soak: setup
+	PYTHONPATH=. $(BIN)/python tests/faults/soak.py $(ARGS)
 
 check: setup
 	$(BIN)/ruff check .

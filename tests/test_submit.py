@@ -122,26 +122,33 @@ def test_a_job_runs_the_sweep(submit: Callable[..., str], folder: Path) -> None:
 def test_a_stopped_job_has_saved_and_resumes(
     submit: Callable[..., str], head: tuple[str, dict[str, str]], folder: Path
 ) -> None:
+    """STOPS=20 stops it so often, each time after a checkpoint more, and takes minutes."""
     address, environment = head
-    settings = "training.steps=200 training.checkpoint_every=20 evaluation.every=null workers.max_concurrent=1"
-    longer = [part for setting in settings.split() for part in ("--set", setting)]
-    said = submit("--no-wait", *longer)
-    job = re.search(r"raysubmit_\w+", said)
-    assert job, said
-    trials = folder / "runs" / "debug" / "weak" / "trials"
-    wait_until(lambda: bool(list(trials.glob("*/checkpoints/step-*"))))
-    stopped = subprocess.run(
-        [str(RAY), "job", "stop", "--address", address, job[0]],
-        env=environment | {"RAY_AUTH_MODE": "token"},
-        capture_output=True,
-        text=True,
-        timeout=200,
+    stops = int(os.environ.get("STOPS", "1"))
+    settings = (
+        f"training.steps={200 * stops} training.checkpoint_every=20 evaluation.every=null workers.max_concurrent=1"
     )
-    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
-    parents, children = runs_in(folder)
-    assert [p.info.status for p in parents] == ["KILLED"]
-    assert {c.info.status for c in children} <= {"KILLED", "FINISHED"}
-    assert "KILLED" in {c.info.status for c in children}
+    longer = [part for setting in settings.split() for part in ("--set", setting)]
+    trials = folder / "runs" / "debug" / "weak" / "trials"
+    seen: set[Path] = set()
+    for stop in range(stops):
+        said = submit("--no-wait", *longer, *(["--resume"] if stop else []))
+        job = re.search(r"raysubmit_\w+", said)
+        assert job, said
+        wait_until(lambda: not set(trials.glob("*/checkpoints/step-*")) <= seen)  # noqa: B023
+        stopped = subprocess.run(
+            [str(RAY), "job", "stop", "--address", address, job[0]],
+            env=environment | {"RAY_AUTH_MODE": "token"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        seen |= set(trials.glob("*/checkpoints/step-*"))
+        parents, children = runs_in(folder)
+        assert [p.info.status for p in parents] == ["KILLED"]
+        assert {c.info.status for c in children} <= {"KILLED", "FINISHED"}
+        assert "KILLED" in {c.info.status for c in children}
 
     said = submit("--resume", *longer)
     assert "SUCCEEDED" in said
