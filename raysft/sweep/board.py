@@ -142,6 +142,10 @@ class Board:
         self.measured = value
         await self._notify()
 
+    async def lost(self) -> None:
+        """Never answers, so that whoever asked learns at once that the board has died."""
+        await asyncio.Event().wait()
+
     # --- asked by groups ---
 
     async def wanted(self, slot: int, with_work: bool) -> bool:

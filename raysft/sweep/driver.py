@@ -100,6 +100,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints even when it is told not to
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # which it prints; what matters is raised here
     address = address or os.environ.get("RAY_ADDRESS")
     local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200_000_000}
     local["dashboard_port"] = _free_port()  # without one, its address would still be that of another Ray's dashboard

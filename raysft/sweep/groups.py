@@ -8,9 +8,11 @@ import os
 import threading
 import time
 import uuid
+from contextlib import suppress
 from typing import Any, Self
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util import remove_placement_group
 
 from raysft.config import SweepConfig, WorkersConfig
@@ -79,7 +81,8 @@ class _Groups:
             thread.start()
 
     def close(self, how: Stop) -> None:
-        ray.get(self.board.close.remote(how))
+        with suppress(RayActorError):  # without the board, the groups end by themselves
+            ray.get(self.board.close.remote(how))
         deadline = time.monotonic() + END_SECONDS
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -87,33 +90,44 @@ class _Groups:
 
 def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> None:
     """Start the slot's group, and start it again as often as the board wants. Runs in a thread of the driver."""
+    try:
+        while ray.get(board.wanted.remote(slot, not workers.reuse)):
+            if (reason := _run_group(board, slot, workers, folder)) is None:
+                continue
+            # Where Train's own process was lost, nobody else gives the workers' resources back.
+            if (reserved := ray.get(board.left_behind.remote(slot))) is not None:
+                remove_placement_group(reserved)
+            if not ray.get(board.group_broke.remote(slot, reason)):
+                return
+    except RayActorError:  # the board is lost, and the sweep ends
+        return
+
+
+def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> str | None:
+    """One group, as long as it lives. Returns what broke it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     on_gpu = workers.resources.get("GPU", 0) > 0
-    while ray.get(board.wanted.remote(slot, not workers.reuse)):
-        trainer = TorchTrainer(
-            group_loop,
-            train_loop_config={"board": board, "slot": slot, "workers": workers.model_dump(mode="json")},
-            scaling_config=ScalingConfig(
-                num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
-            ),
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-            # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
-            run_config=RunConfig(
-                name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=0),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            # Where Train's own process was lost, nobody else gives the workers' resources back.
-            if (reserved := ray.get(board.left_behind.remote(slot))) is not None:
-                remove_placement_group(reserved)
-            if not ray.get(board.group_broke.remote(slot, root_cause(error))):
-                return
+    trainer = TorchTrainer(
+        group_loop,
+        train_loop_config={"board": board, "slot": slot, "workers": workers.model_dump(mode="json")},
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
+        ),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
+        run_config=RunConfig(
+            name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        return root_cause(error)
+    return None
 
 
 def root_cause(error: BaseException) -> str:

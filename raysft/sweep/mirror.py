@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 from ray.tune import Callback
 
 from raysft.config import TrialConfig
@@ -24,6 +23,7 @@ class Mirror(Callback):
         self.study, self.board, self.ledger, self.progress = study, board, ledger, progress
         self.read: dict[str, int] = {}  # trial -> bytes of its metrics file already passed on
         self.last_read = 0.0
+        self.lost = board.lost.remote()
 
     def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
         """Tune saves its callbacks; a resume makes this one anew."""
@@ -50,6 +50,9 @@ class Mirror(Callback):
         self._start(trial.config["trial_id"], TrialConfig.model_validate(trial.config["trial"]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Raises TrialFailed where the board was lost: then no trial can go on, and none has failed."""
+        if ray.wait([self.lost], timeout=0)[0]:
+            raise TrialFailed("the process that hands out the trials was lost. Continue with --resume.")
         if time.monotonic() - self.last_read < SECONDS_BETWEEN_READS:
             return
         self.last_read = time.monotonic()
@@ -67,11 +70,7 @@ class Mirror(Callback):
             self._end(trial.config, result, "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Raises TrialFailed where it is the board that was lost: then no trial can go on, and none has failed."""
-        try:
-            ray.get(self.board.cancel.remote(trial.config["trial_id"], "drop"))
-        except RayActorError:
-            raise TrialFailed("the process that hands out the trials was lost. Continue with --resume.") from None
+        self.board.cancel.remote(trial.config["trial_id"], "drop")
         self._end(trial.config, trial.last_result or {}, "FAILED", reason_of(trial))
 
     def stop(self, trial_id: str) -> None:

@@ -84,7 +84,7 @@ def test_a_loaded_state_goes_on_bitwise(make_config: Make, tmp_path: Path, chang
     whole.save(tmp_path)
     expected = train(whole, range(2, 4))
     fresh = engine_of(make_config(), **changes)
-    fresh.load(tmp_path)
+    fresh.load(tmp_path, world=1)
     assert train(fresh, range(2, 4)) == expected
     pairs = zip(whole.full_model().parameters(), fresh.full_model().parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
