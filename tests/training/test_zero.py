@@ -1,5 +1,6 @@
-"""DeepSpeed ZeRO 0-3 in two Ray Train workers against the plain loop, and against itself after a stop."""
+"""DeepSpeed ZeRO 0-3 in two workers against the plain loop, and against itself after a stop."""
 
+import gc
 import json
 import math
 import os
@@ -10,11 +11,17 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import pytest
+import torch
 
-from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig, WorkersConfig
+from raysft.config import Job, LoraConfig, SweepConfig, TrialConfig
 from raysft.inprocess import bench_here
 from raysft.objectives import Power, build
+from raysft.quiet import libraries_quiet
+from raysft.ranks import Ranks
+from raysft.training.model import SFTModel
+from raysft.trial import Bench
 from tests.training.workers import end_group, run_group, start_group, train
 
 Make = Callable[..., SweepConfig]
@@ -28,17 +35,10 @@ def evaluated(folder: Path) -> dict[str, float]:
     return json.loads((folder / "result.json").read_text())["metrics"]
 
 
-def run_in_group(settings: dict[str, Any]) -> None:
-    """A Ray Train worker: one bench per variant, its trials one after another in one process group."""
-    from raysft.sweep.group import prepare_process
-
-    prepare_process(WorkersConfig())
-    import torch
-
-    from raysft.ranks import Ranks
-    from raysft.trial import Bench
-
-    for variant in settings["variants"]:
+def run_variants(variants: list[dict[str, Any]], folder: Path) -> None:
+    """A worker: one bench per variant, its trials one after another in one process group."""
+    libraries_quiet()
+    for variant in variants:
         bench = Bench(SweepConfig.model_validate(variant["config"]), "zero", Ranks(), torch.device("cpu"))
         for name, objective, stop_after in variant["runs"]:
             asked = 0
@@ -49,21 +49,12 @@ def run_in_group(settings: dict[str, Any]) -> None:
                 return "save" if asked == stop_after else None
 
             trial = TrialConfig(objective=objective, learning_rate=3e-3, seed=0)
-            bench.run(Job(name, trial, Path(settings["folder"]) / name), stop=stop, export=lambda metrics: True)  # type: ignore[arg-type]
+            bench.run(Job(name, trial, folder / name), stop=stop, export=lambda metrics: True)  # type: ignore[arg-type]
 
 
 def in_group(variants: list[dict[str, Any]], folder: Path) -> None:
     """Run the variants in a group of two workers, each run in a folder of its name."""
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    TorchTrainer(
-        run_in_group,
-        train_loop_config={"variants": variants, "folder": str(folder)},
-        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="gloo"),
-        run_config=RunConfig(storage_path=str(folder / "train"), name="zero"),
-    ).fit()
+    run_group(2, folder / "meet", run_variants, variants, folder)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +95,7 @@ def changed(make: Make, change: dict[str, Any], workers: int) -> SweepConfig:
 
 @pytest.mark.slow
 def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
-    ray_cluster: None, make_config: Make, tmp_path: Path, variants: dict[str, dict[str, Any]]
+    make_config: Make, tmp_path: Path, variants: dict[str, dict[str, Any]]
 ) -> None:
     jobs = []
     for name, change in variants.items():
@@ -138,9 +129,7 @@ def test_zero_stages_equal_the_plain_loop_and_resume_bitwise(
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_every_stage_skips_a_step_without_a_finite_loss(
-    ray_cluster: None, poisoned: SweepConfig, tmp_path: Path
-) -> None:
+def test_every_stage_skips_a_step_without_a_finite_loss(poisoned: SweepConfig, tmp_path: Path) -> None:
     """Its sample is one worker's; all of them leave the step out, and go on as the plain loop does."""
     variants = {f"zero{stage}": {"stage": stage} for stage in range(4)}
     variants |= {f"zero{stage}-bf16": {"stage": stage} for stage in range(4)}
@@ -214,49 +203,27 @@ def test_kills_at_any_moment_change_nothing(make_config: Make, tmp_path: Path) -
     print(f"{killed} kills of {number} trials")
 
 
-def count_what_is_left(settings: dict[str, Any]) -> None:
-    """A Ray Train worker: after each of a few trials, how many engines and models of theirs still live."""
-    from raysft.sweep.group import prepare_process
-
-    prepare_process(WorkersConfig())
-    import gc
-
-    import torch
-
-    from raysft.ranks import Ranks
-    from raysft.training.model import SFTModel
-    from raysft.trial import Bench
-
+def count_what_is_left(configs: dict[str, Any], folder: Path) -> None:
+    """A worker: after each of a few trials, how many engines and models of theirs still live."""
+    libraries_quiet()
     left: dict[str, list[list[int]]] = {}
-    for stage, config in settings["configs"].items():
+    for stage, config in configs.items():
         bench = Bench(SweepConfig.model_validate(config), "zero", Ranks(), torch.device("cpu"))
-        import deepspeed  # as late as the engine does it
-
         for number in range(3):
             trial = TrialConfig(objective=Power(), learning_rate=3e-3, seed=number)
-            folder = Path(settings["folder"]) / f"{stage}-{number}"
-            bench.run(Job(folder.name, trial, folder))
+            bench.run(Job(f"{number}", trial, folder / f"{stage}-{number}"))
             alive = [type(o) for o in gc.get_objects()]  # without a look at anything lazy, as isinstance would take
             counts = [sum(issubclass(t, kind) for t in alive) for kind in (deepspeed.DeepSpeedEngine, SFTModel)]
             left.setdefault(stage, []).append(counts)
     assert deepspeed.comm.comm.cdb.shm_comm_op is None, "DeepSpeed has compiled a kernel that nothing here uses"
-    (Path(settings["folder"]) / "left.json").write_text(json.dumps(left))
+    (folder / "left.json").write_text(json.dumps(left))
 
 
 @pytest.mark.slow
-def test_a_trial_leaves_nothing_behind(ray_cluster: None, make_config: Make, tmp_path: Path) -> None:
-    from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
+def test_a_trial_leaves_nothing_behind(make_config: Make, tmp_path: Path) -> None:
     configs = {
         str(n): changed(make_config, {"zero": {"stage": n}}, workers=1).model_dump(mode="json") for n in range(4)
     }
-    TorchTrainer(
-        count_what_is_left,
-        train_loop_config={"configs": configs, "folder": str(tmp_path)},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-        torch_config=TorchConfig(backend="gloo"),
-        run_config=RunConfig(storage_path=str(tmp_path / "train"), name="left"),
-    ).fit()
+    run_group(1, tmp_path / "meet", count_what_is_left, configs, tmp_path)
     left = json.loads((tmp_path / "left.json").read_text())
     assert left == {stage: [[0, 0]] * 3 for stage in configs}

@@ -8,8 +8,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from raysft.config import Job, SweepConfig, TrialConfig
+from raysft.quiet import libraries_quiet
+from raysft.ranks import Ranks
+from raysft.trial import Bench
+
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["raysft.trial", "raysft.training.zero", "tests.training.workers"])
+CONTEXT.set_forkserver_preload(["raysft.training.zero", "tests.training.workers"])
 
 
 def start_group(count: int, meet: Path, work: Callable[..., None], *args: Any) -> list[BaseProcess]:
@@ -36,8 +43,6 @@ def end_group(ranks: list[BaseProcess]) -> None:
 
 
 def _as_rank(rank: int, count: int, meet: Path, work: Callable[..., None], args: tuple[Any, ...]) -> None:
-    import torch
-
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}  # DeepSpeed asks for them
@@ -48,13 +53,6 @@ def _as_rank(rank: int, count: int, meet: Path, work: Callable[..., None], args:
 
 def train(config: str, trial: str, folder: Path, stop_after: int | None = None) -> None:
     """One trial of a study, by DeepSpeed; with stop_after, saved at the end of that step."""
-    import torch
-
-    from raysft.config import Job, SweepConfig, TrialConfig
-    from raysft.quiet import libraries_quiet
-    from raysft.ranks import Ranks
-    from raysft.trial import Bench
-
     libraries_quiet()
     ranks, asked = Ranks(), 0
 
