@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,14 +19,25 @@ from tests.faults.nodes import config_of
 HERE = Path(__file__).parent
 
 
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Of Ray's files, where no other Ray of this machine looks for the newest address; sockets want a short name."""
+    folder = tempfile.mkdtemp(prefix="ray-")
+    yield Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.slow
 @pytest.mark.faults
-def test_trials_of_a_lost_node_go_on_elsewhere(tiny_backbone: Path, additions: Path, tmp_path: Path) -> None:
+def test_trials_of_a_lost_node_go_on_elsewhere(
+    tiny_backbone: Path, additions: Path, tmp_path: Path, ray_folder: Path
+) -> None:
     """LOSSES=20 takes minutes. The driver, the board and Tune's trials stand on the head, which lives."""
     losses, train = int(os.environ.get("LOSSES", "2")), additions / "train.jsonl"
+    paths = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(HERE / "nodes.py"), str(tmp_path), str(tiny_backbone), str(train), str(losses)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])},
+        env=os.environ | {"PYTHONPATH": paths, "RAY_TMPDIR": str(ray_folder)},
         stdout=subprocess.PIPE,
         text=True,
         timeout=240 * losses,
