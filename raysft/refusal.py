@@ -173,6 +173,8 @@ def _worded(model: type[BaseModel], found: _Found) -> Refusal:
         return Refusal(loc, f"'{loc[-1]}' is missing.", f"Add it: {about}." if about else "Add it.")
     if kind.startswith("union_tag"):
         key = details["ctx"]["discriminator"].strip("'")
+        if key not in given and (misspelt := _misspelt(key, given, found.members)) is not None:
+            return Refusal((*loc, misspelt), f"'{misspelt}' is not a key here.", did_you_mean(misspelt, [key]))
         return _wrong_choice((*loc, key), given.get(key), [str(_kind(m)) for m in found.members])
     if kind == "literal_error":
         choices = [c for m in found.members if get_origin(m) is Literal for c in get_args(m)]
@@ -203,6 +205,12 @@ def _nearest_key(model: type[BaseModel], found: _Found, key: str) -> str:
         return fix
     sections = [name for name, f in model.model_fields.items() for m in _members(f.annotation) if _has(m, key)]
     return f"It is a key of {' and of '.join(sections)}." if sections else fix
+
+
+def _misspelt(key: str, given: dict[str, Any], members: list[Any]) -> str | None:
+    """The given key that may have been meant as `key`: none that any member of the union has."""
+    unknown = [name for name in given if not any(_has(member, name) for member in members)]
+    return next((name for name in unknown if did_you_mean(name, [key]).startswith("Did")), None)
 
 
 def _has(member: Any, key: str) -> bool:

@@ -5,6 +5,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -116,6 +117,9 @@ class ZeroConfig(Strict):
         return self
 
 
+RESOURCES = ("CPU", "GPU", "memory", "object_store_memory", "TPU", "HPU", "NPU", "neuron_cores")  # Ray's own
+
+
 class WorkersConfig(Strict):
     """One group of workers trains one trial at a time, or as many LoRA trials as it has lanes."""
 
@@ -130,6 +134,18 @@ class WorkersConfig(Strict):
     )
     max_concurrent: int | None = Field(default=None, gt=0, description="groups; null: as many as fit the cluster")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial whose group broke")
+
+    @field_validator("resources")
+    @classmethod
+    def _no_misspelt_resource(cls, resources: dict[str, float]) -> dict[str, float]:
+        """A cluster may have resources of its own, but one that nearly is Ray's would be waited for in vain."""
+        known = {name.casefold(): name for name in RESOURCES}
+        for name in set(resources).difference(RESOURCES):
+            near = get_close_matches(name.casefold(), known, n=1, cutoff=0.6)
+            if near and abs(len(name) - len(near[0])) <= 1:
+                fix = f"write '{known[near[0]]}', or another name for yours"
+                raise ValueError(f"'{name}' is no resource of Ray's: {fix}")
+        return resources
 
 
 # --- evaluation, search, tracking -----------------------------------------------------------------------------------
