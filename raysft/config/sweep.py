@@ -27,16 +27,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 class BackboneConfig(Strict):
     name: Name
     path: str = Field(min_length=1, description="Hugging Face hub id, or a folder with safetensors weights")
-    revision: str | None = Field(default=None, description="hub commit, branch or tag")
-    trust_remote_code: bool = Field(default=False, description="needs a pinned revision")
+    revision: Revision | None = Field(default=None, description="hub commit, branch or tag")
+    trust_remote_code: bool = Field(default=False, description="needs a commit hash as revision")
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="sections of this file that differ here, e.g. training: {learning_rate: 2e-5}"
     )
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
-        if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code runs code from the hub: pin a revision with it")
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code runs code from the hub: pin a revision with it, the 40 digits of a commit, because "
+                "a branch or tag can move to other code"
+            )
         return self
 
 

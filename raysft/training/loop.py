@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, cast
 
 import torch
@@ -244,11 +245,20 @@ class Loop:
         if found:
             step, folder = found
             with self.clock("checkpoint"):
-                self.engine.load(folder)
+                self._load(folder)
             if self.mean_probability is not None:
                 self.mean_probability = json.loads((folder / RUNNING_MEAN).read_text())
         self.log.cut(step)
         return step
+
+    def _load(self, folder: Path) -> None:
+        try:
+            self.engine.load(folder)
+        except UnpicklingError as error:
+            if self.ranks.world > 1:  # the others wait for this rank: the group has to break
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+            raise TrialFailed(f"{folder} holds something else than a checkpoint and was not loaded: {reason}") from None
 
 
 def peak_memory() -> float:

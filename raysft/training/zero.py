@@ -3,6 +3,7 @@
 import gc
 import inspect
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from raysft.config import SweepConfig
 from raysft.data.batch import Batch
 from raysft.objectives.head import AnyObjective, HeadOutput
 from raysft.ranks import Ranks
-from raysft.training.engine import MakeModel, Model, adamw
+from raysft.training.engine import MakeModel, Model, adamw, load_weights
 from raysft.training.model import SFTModel
 
 if not torch.cuda.is_available():
@@ -20,8 +21,11 @@ if not torch.cuda.is_available():
 
 import deepspeed
 import deepspeed.ops
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from deepspeed.utils.tensor_fragment import fragment_address
 
 # On a CPU, DeepSpeed would look which of its kernels could be compiled, and compile one for inference: most of a minute
 # at the first start, a C++ compiler needed, and again wherever another version of ninja is found.
@@ -30,6 +34,8 @@ deepspeed.ops.__compatible_ops__ = {}
 # DeepSpeed's cache of a method of this class, under a decorator; its keys are coordinators and modules.
 _release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
 RELEASE_CACHE = inspect.getclosurevars(_release).nonlocals["func"]
+
+IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)  # of DeepSpeed's own classes
 
 
 def deepspeed_config(config: SweepConfig) -> dict[str, Any]:
@@ -71,6 +77,8 @@ class ZeroEngine:
             config=deepspeed_config(config),
             dist_init_required=False,
         )
+        # DeepSpeed's own would run whatever a pickle asks for.
+        self.engine.checkpoint_engine.load = partial(load_weights, classes=IN_CHECKPOINTS)
 
     def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
         return self.engine(batch.to(self.engine.device), objective)
