@@ -159,7 +159,9 @@ _MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
     "missing_argument": lambda c: "longer",
     "string_too_short": lambda c: "text of at least one character",
     "string_too_long": lambda c: f"text of at most {c['max_length']} characters",
-    "string_pattern_mismatch": lambda c: "made of letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    "string_pattern_mismatch": lambda c: (
+        "made of letters, digits, '.', '_' and '-', beginning with a letter or digit and not ending with '.'"
+    ),
 }
 
 

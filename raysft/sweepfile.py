@@ -35,7 +35,11 @@ def load(path: Path, sets: Sequence[str] = ()) -> SweepConfig:
     places = _Places(str(path), document, settings)
     try:
         config = SweepConfig.model_validate(values)
-        found = [*_booleans_refused(values, config.model_dump(mode="json")), *_overrides_refused(config)]
+        found = [
+            *_texts_refused(values),
+            *_booleans_refused(values, config.model_dump(mode="json")),
+            *_overrides_refused(config),
+        ]
     except ValidationError as error:
         found = refusals(SweepConfig, error)
     problems += [places.refuse(refusal) for refusal in found]
@@ -142,6 +146,17 @@ def _booleans_refused(given: Any, taken: Any, loc: Loc = ()) -> list[Refusal]:
         return [r for key, value in shared.items() for r in _booleans_refused(value, taken[key], (*loc, key))]
     if isinstance(given, list) and isinstance(taken, list):
         return [r for i, value in enumerate(given) for r in _booleans_refused(value, taken[i], (*loc, i))]
+    return []
+
+
+def _texts_refused(given: Any, loc: Loc = ()) -> list[Refusal]:
+    """What no value may hold, whatever it is for."""
+    if isinstance(given, dict):
+        return [r for key, value in given.items() for r in _texts_refused(value, (*loc, key))]
+    if isinstance(given, list):
+        return [r for i, value in enumerate(given) for r in _texts_refused(value, (*loc, i))]
+    if isinstance(given, str) and "\0" in given:
+        return [Refusal(loc, "holds a NUL character.", "Remove it.")]
     return []
 
 

@@ -1,10 +1,12 @@
-"""Files of others' making: none runs a program, which would leave a canary."""
+"""Files, names and links of others' making: none runs a program, which would leave a canary, and none leads what is
+written out of the output folder."""
 
 import hashlib
 import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,16 +18,23 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from raysft.backbone import load_model, load_tokenizer
 from raysft.check import check
-from raysft.config import FileSource, HubSource, Job, SweepConfig, TrialConfig
+from raysft.config import FileSource, HubSource, Job, SweepConfig, TrackingConfig, TrialConfig
 from raysft.data.rows import read_rows
 from raysft.errors import InputError, TrialFailed
 from raysft.inprocess import bench_here
+from raysft.modelscores import scores_folder
 from raysft.objectives import Power
+from raysft.progress import Progress
+from raysft.report import _beside
+from raysft.sweep.driver import sweep
 from raysft.sweepfile import load, load_tasks, validated
+from raysft.targets import place_of
 from raysft.training.checkpoint import MANIFEST
+from raysft.yamltext import write
 
 Make = Callable[..., SweepConfig]
 
@@ -336,3 +345,151 @@ def test_no_checkpoint_of_deepspeed_runs_a_program(canary: Canary, make_config: 
         *("3 refused", "3 refused", "3 finished"),
     ], done.stderr
     assert not canary.sang
+
+
+# --- names and links --------------------------------------------------------------------------------------------------
+
+PATHS = [
+    "../x",
+    "..",
+    ".",
+    "/x",
+    "a/b",
+    "a/../../x",
+    "..\\x",
+    "C:\\x",
+    "C:x",
+    "x\0",
+    "x\n",
+    ".x",
+    "-x",
+    "x.",
+    "x..",
+    "~",
+    "",
+]
+PATHS += [
+    "~root",
+    "$HOME",
+    "x" * 101,
+    "x" * 5000,
+    "\u00e9",
+    "\u202ex",
+    "\uff0e\uff0e/x",
+    "a\u2215b",
+    "%2e%2e%2fx",
+    "a:b",
+]
+NAMES = {
+    "sweep": lambda name: {"name": name},
+    "backbone": lambda name: {"backbones": [{"name": name, "path": "a/b"}]},
+    "registered": lambda name: {"tracking": {"register_as": name}},
+    "task": lambda name: {"evaluation": {"tasks": {name: {"source": {"kind": "hub", "path": "a/b"}}}}},
+    "revision": lambda name: {"backbones": [{"name": "b", "path": "a/b", "revision": name}]},
+    "output": lambda name: {"output": name},
+}
+HARMLESS = {
+    "revision": {name for name in PATHS if not re.search(r"\.\.|^/|\\|\0", name)},  # the hub says what it has
+    "output": set(PATHS) - {"x\0"},  # any folder may be named
+}
+
+
+@pytest.mark.parametrize("of", NAMES)
+def test_no_name_is_a_path(of: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    values = {
+        "name": "s",
+        "backbones": [{"name": "b", "path": "a/b"}],
+        "data": {"train": {"kind": "hub", "path": "a/b"}},
+        "search": {"metric": "eval/nll"},
+    }
+    path.write_text(write(values))
+    assert load(path)
+    for name in PATHS:
+        changes = NAMES[of](name)
+        path.write_text(write(values | changes))
+        if name in HARMLESS.get(of, ()):
+            load(path)
+            continue
+        with pytest.raises(InputError):
+            load(path)
+        if "\0" not in name:
+            path.write_text(write(values))
+            with pytest.raises(InputError):
+                load(path, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+
+
+@pytest.mark.parametrize("key", ["../x", "a/../x", "a//b", "a/.", "/a", "a/", "..", "a\\b", "a\0", "a" * 101])
+def test_no_tag_is_a_path(key: str) -> None:
+    with pytest.raises(InputError, match=r"tracking|tags"):
+        validated(TrackingConfig, {"tags": {key: "x"}}, "tracking")
+
+
+LINKS = {
+    "the sweep": "tiny",
+    "the study": "tiny/tiny",
+    "its trials": "tiny/tiny/trials",
+    "a trial": "tiny/tiny/trials/0000",
+    "checkpoints": "tiny/tiny/trials/0000/checkpoints",
+    "a model": "tiny/tiny/trials/0000/model",
+    "the cache": "cache",
+    "artifacts": "mlartifacts",
+}
+
+
+@pytest.mark.parametrize("link", LINKS.values(), ids=LINKS)
+def test_no_link_leads_out_of_the_output_folder(link: str, make_config: Make, tmp_path: Path) -> None:
+    """By no command, and not by a resume; a link within the folder may be there."""
+    config = make_config()
+    outside, inside, at = tmp_path / "outside", config.output / "elsewhere", config.output / link
+    for target in (outside, inside):
+        target.mkdir(parents=True)
+    at.parent.mkdir(parents=True, exist_ok=True)
+    at.symlink_to(outside, target_is_directory=True)
+    for run in (lambda: check(config), lambda: sweep(config, Progress(Console()), resume=True)):
+        with pytest.raises(InputError, match=rf"leads to {outside}, out of {config.output}") as refused:
+            run()
+        assert refused.value.place.endswith(link)
+    assert list(outside.iterdir()) == []
+    at.unlink()
+    at.symlink_to(inside, target_is_directory=True)
+    assert check(config)
+
+
+@pytest.mark.parametrize("file", ["tiny/tiny/trials/0000/metrics.jsonl", "tiny/raysft.log", "mlflow.db"])
+def test_no_file_is_a_link_out_of_the_output_folder(file: str, make_config: Make, tmp_path: Path) -> None:
+    config = make_config()
+    at = config.output / file
+    at.parent.mkdir(parents=True)
+    at.symlink_to(tmp_path / "not-there-yet")
+    with pytest.raises(InputError, match="leads to"):
+        check(config)
+    assert not (tmp_path / "not-there-yet").exists()
+
+
+def test_the_output_itself_may_be_a_link(make_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").symlink_to(tmp_path / "disk")
+    assert check(make_config())
+
+
+def test_a_report_stays_with_its_studies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment of a server may have any name; a folder's `report` may be a link."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("/etc/x", "../../x", "a/b"):
+        folder = place_of(name, "http://127.0.0.1:9").folder.resolve()
+        assert folder.parent == tmp_path / "runs"
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "report").symlink_to(tmp_path / "outside")
+    with pytest.raises(InputError, match="leads to"):
+        _beside(tmp_path / "runs")
+
+
+@pytest.mark.parametrize("model", [".", "..", "/"])
+def test_scores_of_a_folder_lie_under_its_own_name(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "models" / "mine"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    folder = scores_folder(Path("runs"), model).resolve()
+    assert folder.parent == here / "runs" / "evaluation"

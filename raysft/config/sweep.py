@@ -12,13 +12,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from raysft.config.evaluation import TASK_NAME, EvaluationConfig, Template
-from raysft.config.source import Source
+from raysft.config.source import Revision, Source
 from raysft.config.space import PAPER_BASELINES, AnyObjective, SpaceConfig
 from raysft.errors import did_you_mean
 from raysft.objectives.base import Probability
 from raysft.strict import Strict
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100)]
 
 
 # --- backbones and data ---------------------------------------------------------------------------------------------
@@ -234,6 +234,8 @@ class TrackingConfig(Strict):
     def _free(cls, tags: dict[str, str]) -> dict[str, str]:
         if taken := next((key for key in tags if OWN_TAGS.fullmatch(key)), None):
             raise ValueError(f"'{taken}' is a tag that raysft or MLflow sets itself: give yours another name")
+        if path := next((key for key in tags if {"", ".", ".."}.intersection(key.split("/"))), None):
+            raise ValueError(f"'{path}' has a part between slashes that is empty or dots, which MLflow refuses")
         return tags
 
 

@@ -28,6 +28,7 @@ from raysft.capability import Capability
 from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.evidence import earlier_studies
+from raysft.preflight import check_written
 from raysft.progress import Progress
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
@@ -121,6 +122,7 @@ def sweep(
     Raises InputError for what cannot run, before anything starts.
     """
     config = absolute(config)
+    check_written(config)
     studies = [config.for_backbone(b.name) for b in config.backbones]
     for study in studies:
         _claim(study, resume)
