@@ -5,6 +5,7 @@ from math import prod
 from pathlib import Path
 
 from raysft.config import SweepConfig, total_steps
+from raysft.exposure import check_mlflow
 from raysft.preflight import Shapes, check_backbone, check_data, check_output, check_tasks, check_written
 from raysft.sweep.confirm import most_confirm_trials
 
@@ -50,6 +51,7 @@ def check(config: SweepConfig) -> Plan:
     """Raises InputError for the first thing that could not run."""
     check_output(config.folder)
     check_written(config)
+    check_mlflow(config.tracking.uri)
     plans: list[BackbonePlan] = []
     samples: dict[str, int | None] = {}
     for backbone in config.backbones:

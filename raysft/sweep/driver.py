@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from raysft.errors import InputError
 from raysft.evidence import earlier_studies
 from raysft.preflight import check_written
 from raysft.progress import Progress
+from raysft.exposure import check_mlflow, check_ray
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow, publish
@@ -66,6 +67,17 @@ class StudyResult:
 def ray_session(address: str | None = None) -> Iterator[None]:
     """A connection to the cluster of `address` or RAY_ADDRESS, or a local one of this machine, on loopback.
 
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """A Ray that is started within listens to this machine alone, as by itself on a Mac; else to every network."""
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
     A session that is already there is used and left alone.
     """
     if ray.is_initialized():
@@ -78,7 +90,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     local: dict[str, Any] = {} if address else {"include_dashboard": False, "object_store_memory": 200_000_000}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+        with nullcontext() if address else on_loopback():
+            ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # a local Ray sets its own, which ends the sweep without a word
     except ConnectionError as error:
@@ -127,6 +140,9 @@ def sweep(
     for study in studies:
         _claim(study, resume)
     with ThreadPoolExecutor(1) as aside:
+    check_mlflow(config.tracking.uri)
+    if not ray.is_initialized():
+        check_ray(address or os.environ.get("RAY_ADDRESS"))
         tracked = aside.submit(Tracking, config)  # MLflow makes its database while Ray starts
         with ray_session(address):
             slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]

@@ -87,7 +87,9 @@ class _Groups:
 def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> None:
     """Start the slot's group, and start it again as often as the board wants. Runs in a thread of the driver."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from raysft.sweep.rendezvous import torch_config
 
     on_gpu = workers.resources.get("GPU", 0) > 0
     while ray.get(board.wanted.remote(slot, not workers.reuse)):
@@ -97,7 +99,7 @@ def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> N
             scaling_config=ScalingConfig(
                 num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
             ),
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            torch_config=torch_config("nccl" if on_gpu else "gloo"),
             # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
             run_config=RunConfig(
                 name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
