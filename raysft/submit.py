@@ -17,7 +17,7 @@ from raysft.exposure import ALLOW, check_ray, has_ray_token
 from raysft.sweepfile import absolute_paths, load
 
 STOP_SECONDS = 120  # between SIGINT, on which a sweep saves its state, and SIGKILL
-NOT_SENT = ["runs", ".venv", ".git", "*.safetensors", "__pycache__"]
+NOT_SENT = ["runs", ".venv", ".git", "*.safetensors", "__pycache__", ".env", ".netrc"]
 
 
 def job_request(file: Path, sets: list[str], resume: bool) -> dict[str, Any]:

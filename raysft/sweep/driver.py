@@ -22,15 +22,17 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private import ray_constants
+from ray.tune.execution import class_cache
 
 from raysft.advisor import Advice, advise, asks_advice
 from raysft.capability import Capability
 from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.evidence import earlier_studies
+from raysft.exposure import check_mlflow, check_ray
 from raysft.preflight import check_written
 from raysft.progress import Progress
-from raysft.exposure import check_mlflow, check_ray
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow, publish
@@ -48,6 +50,8 @@ log = logging.getLogger(__name__)
 
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, "node:__internal_head__": 0.001}
+# Tune would hand them a cloud's keys by a runtime environment, which Ray shows in logs and in the list of processes.
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 SETTINGS = "settings.json"
 ADVICE = "advice.json"
 RESULT = "study.json"
@@ -64,10 +68,6 @@ class StudyResult:
 
 
 @contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
-    """A connection to the cluster of `address` or RAY_ADDRESS, or a local one of this machine, on loopback.
-
-@contextmanager
 def on_loopback() -> Iterator[None]:
     """A Ray that is started within listens to this machine alone, as by itself on a Mac; else to every network."""
     clusters = ray_constants.ENABLE_RAY_CLUSTER
@@ -77,6 +77,10 @@ def on_loopback() -> Iterator[None]:
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
 
+
+@contextmanager
+def ray_session(address: str | None = None) -> Iterator[None]:
+    """A connection to the cluster of `address` or RAY_ADDRESS, or a local one of this machine, on loopback.
 
     A session that is already there is used and left alone.
     """
@@ -136,13 +140,13 @@ def sweep(
     """
     config = absolute(config)
     check_written(config)
+    check_mlflow(config.tracking.uri)
+    if not ray.is_initialized():
+        check_ray(address or os.environ.get("RAY_ADDRESS"))
     studies = [config.for_backbone(b.name) for b in config.backbones]
     for study in studies:
         _claim(study, resume)
     with ThreadPoolExecutor(1) as aside:
-    check_mlflow(config.tracking.uri)
-    if not ray.is_initialized():
-        check_ray(address or os.environ.get("RAY_ADDRESS"))
         tracked = aside.submit(Tracking, config)  # MLflow makes its database while Ray starts
         with ray_session(address):
             slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]

@@ -13,6 +13,7 @@ from typing import Any, Self
 import ray
 
 from raysft.config import SweepConfig, WorkersConfig
+from raysft.redaction import redacted
 from raysft.sweep.board import Stop, start_board
 from raysft.sweep.group import group_loop
 
@@ -115,11 +116,11 @@ def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> N
 
 
 def root_cause(error: BaseException) -> str:
-    """One line for what broke a group: a worker's own error where Train hands it on."""
+    """One line for what broke a group, without secrets: a worker's own error where Train hands it on."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         error = next(iter(failures.values()))
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+    return redacted(f"{type(error).__name__}: {lines[-1].strip() if lines else ''}")
