@@ -1,11 +1,11 @@
-# make demo | test | test-faults | soak | check | bench-*: each sets up .venv first. PYTHON picks the interpreter.
+# make demo | test | test-faults | soak | check | audit | bench-*: each sets up .venv first. PYTHON picks the interpreter.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Tests wait a lot for Ray. Each file stays in one process, so that what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-faults soak check bench-head bench-train bench-sweep bench-lanes bench-generate bench-regret setup clean
+.PHONY: demo test test-fast test-faults soak check audit bench-head bench-train bench-sweep bench-lanes bench-generate bench-regret setup clean
 
 demo: setup
 	$(BIN)/raysft demo
@@ -27,6 +27,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive raysft
+
+# ARGS: flags of pip-audit, e.g. --ignore-vuln ID.
+audit: setup
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[audit]'
+	$(BIN)/python .ci/audit.py $(ARGS)
 
 # The constraints keep what it compares with from changing any version. ARGS: flags of the script, e.g. --repeats 9.
 bench-head bench-train: setup

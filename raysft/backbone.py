@@ -7,6 +7,7 @@ a few tokens that the two give exactly the logits that the model computes itself
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -24,17 +25,26 @@ ROUND_OFF = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-4, tor
 LAYERS = {"full_attention", "sliding_attention"}  # of a configuration's layer_types
 KNOWN = "Use another architecture (Llama, Qwen, Mistral, GPT-2, Gemma, Cohere, Granite, ...)."
 PROOF = (0, 5, 12, 15)  # borders of the samples on which `pack` is proved
+OWN_CODE = "Read that code; to run it, set trust_remote_code, and revision to the commit that you have read."
 LOUD = 1000.0  # times the logits: a soft cap leaves small ones nearly alone
 
 
 def _from_pretrained(loader: Any, config: BackboneConfig, **kwargs: Any) -> Any:
     try:
         return loader.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code, **kwargs
+            config.path,
+            revision=config.revision,
+            code_revision=config.revision,  # code that lies in another repository has no such commit, and is refused
+            trust_remote_code=config.trust_remote_code,
+            **kwargs,
         )
+    except UnpicklingError as error:
+        reason = "has weights in a pickle, which could run any program."
+        raise InputError(_place(config), reason, "Save it again with save_pretrained, as safetensors.") from error
     except Exception as error:  # the library raises many kinds; the user needs one sentence
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InputError(_place(config), f"cannot be loaded: {reason}", "Check path, revision and access.") from error
+        fix = OWN_CODE if "custom code" in reason else "Check path, revision and access."
+        raise InputError(_place(config), f"cannot be loaded: {reason}", fix) from error
 
 
 def _place(config: BackboneConfig) -> str:

@@ -5,7 +5,8 @@ from math import prod
 from pathlib import Path
 
 from raysft.config import SweepConfig, total_steps
-from raysft.preflight import Samples, Shapes, check_backbone, check_data, check_output, check_tasks
+from raysft.exposure import check_mlflow
+from raysft.preflight import Samples, Shapes, check_backbone, check_data, check_output, check_tasks, check_written
 from raysft.sweep.confirm import most_confirm_trials
 
 CHECKPOINTS = 3  # of a trial at its fullest: two are kept while the next is written
@@ -50,6 +51,8 @@ class Plan:
 def check(config: SweepConfig) -> Plan:
     """Raises InputError for the first thing that could not run."""
     check_output(config.folder)
+    check_written(config)
+    check_mlflow(config.tracking.uri)
     plans: list[BackbonePlan] = []
     samples: dict[str, Samples] = {}
     for backbone in config.backbones:

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -11,6 +12,7 @@ import typer
 
 from raysft import __version__
 from raysft.errors import InputError, TrialFailed
+from raysft.redaction import holds_secret, redacted
 
 if TYPE_CHECKING:
     from raysft.config import SweepConfig
@@ -25,11 +27,24 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+def _no_secret(uri: str | None) -> str | None:
+    """Raises InputError for an address with a password, which every user of this machine could read."""
+    if uri is not None and holds_secret(uri):
+        from raysft.sweepfile import SECRETS
+
+        raise InputError("--tracking", "holds a password or token, which the list of processes shows.", SECRETS)
+    return uri
+
+
 File = Annotated[Path, typer.Argument(help="sweep file (YAML)", show_default=False)]
 Sets = Annotated[list[str], typer.Option("--set", help="override a value, e.g. training.steps=20 (repeatable)")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Backbone = Annotated[str | None, typer.Option(help="name of a backbone in the file; default: the first")]
+Tracking = Annotated[
+    str | None, typer.Option(callback=_no_secret, help="MLflow tracking URI; default: sqlite in the output")
+]
 
 FAILED, REFUSED = 1, 2
 
@@ -143,7 +158,7 @@ def advise(
     subset: Annotated[str | None, typer.Option(help="of a hub data set")] = None,
     samples: Annotated[int, typer.Option(min=1, help="that are probed, of a model's data")] = 512,
     output: Annotated[Path, typer.Option(help="folder whose MLflow runs are the evidence")] = Path("runs"),
-    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: sqlite in the output")] = None,
+    tracking: Tracking = None,
     backbone: Backbone = None,
     sets: Sets = [],  # noqa: B006
 ) -> None:
@@ -186,7 +201,7 @@ def evaluate(
     revision: Annotated[str | None, typer.Option(help="of a hub id")] = None,
     precision: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
-    tracking: Annotated[str | None, typer.Option(help="MLflow tracking URI; default: sqlite in the output")] = None,
+    tracking: Tracking = None,
     model: Annotated[str | None, typer.Option(help="with a sweep file: whose scores; default: its backbone")] = None,
     backbone: Backbone = None,
 ) -> None:
@@ -258,7 +273,7 @@ def ui(
     ] = None,
     port: Annotated[int, typer.Option(help="on 127.0.0.1", min=1, max=65535)] = 5000,
     tracking: Annotated[
-        str | None, typer.Option(help="MLflow tracking URI; default: where the target's runs lie")
+        str | None, typer.Option(callback=_no_secret, help="MLflow tracking URI; default: where the target's runs lie")
     ] = None,
 ) -> None:
     """Compare the runs in MLflow's pages, served on this machine until Ctrl-C."""
@@ -278,7 +293,10 @@ def report(
         ),
     ] = None,
     tracking: Annotated[
-        str | None, typer.Option(help="MLflow tracking URI; default: the sweep's own, else MLFLOW_TRACKING_URI")
+        str | None,
+        typer.Option(
+            callback=_no_secret, help="MLflow tracking URI; default: the sweep's own, else MLFLOW_TRACKING_URI"
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="folder; default: report in the sweep's folder")] = None,
     log: Annotated[bool, typer.Option("--log/--no-log", help="keep the report in MLflow, too")] = True,
@@ -333,16 +351,19 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"raysft: {error}", file=sys.stderr)
+        print(f"raysft: {redacted(str(error))}", file=sys.stderr)
         sys.exit(REFUSED)
     except TrialFailed as error:
-        print(f"raysft: {error}", file=sys.stderr)
+        print(f"raysft: {redacted(str(error))}", file=sys.stderr)
         sys.exit(FAILED)
     except OSError as error:  # a disk that is full, above all
         print(f"raysft: {error}. What was written is whole: mend it, then continue with --resume.", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("raysft: interrupted", file=sys.stderr)
+        sys.exit(FAILED)
+    except Exception:
+        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
         sys.exit(FAILED)
 
 
@@ -354,7 +375,7 @@ def _terminated(*_: object) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, flush=True)
+    print(redacted(text), flush=True)
 
 
 def _checked(file: Path, sets: list[str]) -> "SweepConfig":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raysft.config import BackboneConfig, TaskConfig, Template
-from raysft.preflight import check_model, check_output, check_tasks
+from raysft.preflight import check_inside, check_model, check_output, check_tasks
 from raysft.progress import duration
 from raysft.redaction import redacted
 
@@ -32,9 +32,10 @@ def evaluate_model(
     lm_eval: tasks of lm-evaluation-harness. template: for tasks that name none; None: the tokenizer's own chat
     template, or plain text where it has none. Raises InputError for what cannot run, before anything is loaded.
     """
-    title = Path(model.path).name if Path(model.path).is_dir() else model.path.replace("/", "--")
-    folder = output / "evaluation" / title
+    folder = scores_folder(output, model.path)
+    title = folder.name
     check_output(folder)
+    check_inside(output, [folder])
     check_model(model.path)
     check_tasks(tasks)
     from raysft.tracking import Evaluations
@@ -53,6 +54,12 @@ def evaluate_model(
     evaluations.log(title, params, metrics, folder / RECORDS if tasks else None)
     say(f"Records and scores: {folder}; MLflow: {redacted(evaluations.uri)}, experiment evaluation")
     return metrics
+
+
+def scores_folder(output: Path, model: str) -> Path:
+    """A model's, by the name of its folder or its hub id."""
+    name = Path(model).resolve().name if Path(model).is_dir() else model.replace("/", "--")
+    return output / "evaluation" / (name or "root")
 
 
 def _asked(

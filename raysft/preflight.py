@@ -7,6 +7,7 @@ import ast
 import json
 import os
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,27 @@ def check_output(folder: Path) -> None:
         raise InputError(f"output {folder}", f"'{nearest}' is not a folder.", "Set output to another folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"output {folder}", f"'{nearest}' cannot be written to.", "Set output to another folder.")
+
+
+def check_inside(root: Path, places: Sequence[Path]) -> None:
+    """Raises InputError where a place, or a link below it, leads out of the folder that it belongs into."""
+    root = root.resolve()
+    for place in places:
+        for path in (place, *_links(place)):
+            if not (target := path.resolve()).is_relative_to(root):
+                fix = "Remove the link, or name the folder that it leads to as the output."
+                raise InputError(str(path), f"leads to {target}, out of {root}.", fix)
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        yield from (path for name in folders + files if (path := Path(parent, name)).is_symlink())
+
+
+def check_written(config: SweepConfig) -> None:
+    """Raises InputError where something of a sweep would be written outside its output folder."""
+    beside = [config.output / name for name in ("cache", "mlartifacts", "mlflow.db")]
+    check_inside(config.output, [config.folder, *(config.folder / b.name for b in config.backbones), *beside])
 
 
 # --- backbones ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ import os
 import warnings
 from pathlib import Path
 
+from raysft.redaction import redacted
+
 NOISY = (
     "ray",
     "ray.tune",
@@ -17,6 +19,11 @@ NOISY = (
     "alembic",
     "optuna",
 )
+
+
+class Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 def libraries_to(path: Path) -> Path:
@@ -34,14 +41,14 @@ def libraries_to(path: Path) -> Path:
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     warnings.filterwarnings("ignore")
     file = logging.FileHandler(path)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    file.setFormatter(Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[file], force=True)
     for name in NOISY:
         logger = logging.getLogger(name)
         logger.handlers = [file]
         logger.propagate = False
     own = logging.StreamHandler()
-    own.setFormatter(logging.Formatter("raysft: %(message)s"))
+    own.setFormatter(Redacting("raysft: %(message)s"))
     logging.getLogger("raysft").handlers = [own]  # one, also where this is called again for another file
     return path
 

@@ -159,7 +159,9 @@ _MUST_BE: dict[str, Callable[[dict[str, Any]], str]] = {
     "missing_argument": lambda c: "longer",
     "string_too_short": lambda c: "text of at least one character",
     "string_too_long": lambda c: f"text of at most {c['max_length']} characters",
-    "string_pattern_mismatch": lambda c: "made of letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    "string_pattern_mismatch": lambda c: (
+        "made of letters, digits, '.', '_' and '-', beginning with a letter or digit and not ending with '.'"
+    ),
 }
 
 
@@ -173,6 +175,8 @@ def _worded(model: type[BaseModel], found: _Found) -> Refusal:
         return Refusal(loc, f"'{loc[-1]}' is missing.", f"Add it: {about}." if about else "Add it.")
     if kind.startswith("union_tag"):
         key = details["ctx"]["discriminator"].strip("'")
+        if key not in given and (misspelt := _misspelt(key, given, found.members)) is not None:
+            return Refusal((*loc, misspelt), f"'{misspelt}' is not a key here.", did_you_mean(misspelt, [key]))
         return _wrong_choice((*loc, key), given.get(key), [str(_kind(m)) for m in found.members])
     if kind == "literal_error":
         choices = [c for m in found.members if get_origin(m) is Literal for c in get_args(m)]
@@ -203,6 +207,12 @@ def _nearest_key(model: type[BaseModel], found: _Found, key: str) -> str:
         return fix
     sections = [name for name, f in model.model_fields.items() for m in _members(f.annotation) if _has(m, key)]
     return f"It is a key of {' and of '.join(sections)}." if sections else fix
+
+
+def _misspelt(key: str, given: dict[str, Any], members: list[Any]) -> str | None:
+    """The given key that may have been meant as `key`: none that any member of the union has."""
+    unknown = [name for name in given if not any(_has(member, name) for member in members)]
+    return next((name for name in unknown if did_you_mean(name, [key]).startswith("Did")), None)
 
 
 def _has(member: Any, key: str) -> bool:

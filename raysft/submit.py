@@ -13,10 +13,11 @@ from typing import Any
 
 import raysft
 from raysft.errors import InputError
+from raysft.exposure import ALLOW, check_ray, has_ray_token
 from raysft.sweepfile import absolute_paths, load
 
 STOP_SECONDS = 120  # between SIGINT, on which a sweep saves its state, and SIGKILL
-NOT_SENT = ["runs", ".venv", ".git", "*.safetensors", "__pycache__"]
+NOT_SENT = ["runs", ".venv", ".git", "*.safetensors", "__pycache__", ".env", ".netrc"]
 
 
 def job_request(file: Path, sets: list[str], resume: bool) -> dict[str, Any]:
@@ -31,6 +32,9 @@ def job_request(file: Path, sets: list[str], resume: bool) -> dict[str, Any]:
     except ValueError:
         place = f"sweep file {file}"
         raise InputError(place, f"is outside the working directory {here}.", "Submit from a folder above it.") from None
+    variables = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+    if ALLOW in os.environ:
+        variables[ALLOW] = os.environ[ALLOW]
     settings = [*sets, *absolute_paths(load(file, sets))]
     words = ["python", "-m", "raysft", "sweep", str(inside), *(word for s in settings for word in ("--set", s))]
     return {
@@ -39,7 +43,7 @@ def job_request(file: Path, sets: list[str], resume: bool) -> dict[str, Any]:
             "working_dir": str(here),
             "excludes": NOT_SENT,
             "py_modules": [str(Path(raysft.__file__).parent)],
-            "env_vars": {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+            "env_vars": variables,
         },
     }
 
@@ -47,8 +51,12 @@ def job_request(file: Path, sets: list[str], resume: bool) -> dict[str, Any]:
 def submit_sweep(
     file: Path, sets: list[str], resume: bool, address: str, wait: bool, say: Callable[[str], None]
 ) -> int:
-    """Submit, print how to follow and stop the job, and follow it if asked. Returns the exit code."""
-    if _has_token():
+    """Submit, print how to follow and stop the job, and follow it if asked. Returns the exit code.
+
+    Raises InputError for a cluster that does not take it, or that anybody who reaches it could use.
+    """
+    check_ray(address)
+    if has_ray_token():
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # the client ignores its token otherwise
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
@@ -69,11 +77,6 @@ def submit_sweep(
     status = client.get_job_status(job_id)
     say(f"{job_id}: {status}")
     return 0 if status == JobStatus.SUCCEEDED else 1
-
-
-def _has_token() -> bool:
-    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    return named or (Path.home() / ".ray" / "auth_token").exists()
 
 
 async def _follow(client: Any, job_id: str) -> None:

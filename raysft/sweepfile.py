@@ -13,10 +13,17 @@ from pydantic import BaseModel, ValidationError
 
 from raysft.config import OVERRIDABLE, FileSource, HubSource, SweepConfig, TaskConfig, task_values
 from raysft.errors import InputError, did_you_mean
+from raysft.redaction import holds_secret
 from raysft.refusal import Loc, Refusal, dotted, refusals
 from raysft.yamltext import Document, parse, write
 
 M = TypeVar("M", bound=BaseModel)
+
+SECRETS = (
+    "Take it out and set it in the environment: HF_TOKEN for the hub, MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD for a server of MLflow, PGPASSWORD or ~/.pgpass for PostgreSQL; for MySQL, end the "
+    "address with ?read_default_file=~/.my.cnf."
+)
 
 
 def load(path: Path, sets: Sequence[str] = ()) -> SweepConfig:
@@ -35,7 +42,11 @@ def load(path: Path, sets: Sequence[str] = ()) -> SweepConfig:
     places = _Places(str(path), document, settings)
     try:
         config = SweepConfig.model_validate(values)
-        found = [*_booleans_refused(values, config.model_dump(mode="json")), *_overrides_refused(config)]
+        found = [
+            *_texts_refused(values),
+            *_booleans_refused(values, config.model_dump(mode="json")),
+            *_overrides_refused(config),
+        ]
     except ValidationError as error:
         found = refusals(SweepConfig, error)
     problems += [places.refuse(refusal) for refusal in found]
@@ -142,6 +153,19 @@ def _booleans_refused(given: Any, taken: Any, loc: Loc = ()) -> list[Refusal]:
         return [r for key, value in shared.items() for r in _booleans_refused(value, taken[key], (*loc, key))]
     if isinstance(given, list) and isinstance(taken, list):
         return [r for i, value in enumerate(given) for r in _booleans_refused(value, taken[i], (*loc, i))]
+    return []
+
+
+def _texts_refused(given: Any, loc: Loc = ()) -> list[Refusal]:
+    """What no value may hold, whatever it is for."""
+    if isinstance(given, dict):
+        return [r for key, value in given.items() for r in _texts_refused(value, (*loc, key))]
+    if isinstance(given, list):
+        return [r for i, value in enumerate(given) for r in _texts_refused(value, (*loc, i))]
+    if isinstance(given, str) and "\0" in given:
+        return [Refusal(loc, "holds a NUL character.", "Remove it.")]
+    if isinstance(given, str) and holds_secret(given):
+        return [Refusal(loc, "holds a password or token, which Ray, MLflow and files of the run would keep.", SECRETS)]
     return []
 
 

@@ -33,7 +33,7 @@ def place_of(target: str, uri: str | None) -> Place:
     folder = Path(target)
     if not folder.is_dir():
         uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(RUNS)
-        return Place(uri, target, RUNS / target, fix="Name the store with --tracking.")
+        return Place(uri, target, RUNS / target.replace("/", "--"), fix="Name the store with --tracking.")
     folder = folder.resolve()
     if not (ids := _study_ids(folder)):
         raise InputError(target, "is no sweep's folder.", _sweeps_near(folder))

@@ -159,8 +159,11 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of two cores on loopback for all tests that need it."""
     import ray
 
+    from raysft.sweep.driver import on_loopback
+
     interrupted = signal.getsignal(signal.SIGINT)
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
+    with on_loopback():
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200_000_000)
     yield
     ray.shutdown()
     signal.signal(signal.SIGINT, interrupted)  # Tune leaves its own, and pytest-xdist ends processes by it

@@ -68,6 +68,8 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("training.epochs", float("inf"), "must be a finite number, not inf.", "The default is 1."),
     ("baselines.0.threshold", 2, "must be at most 1, not 2.", "The default is null."),
     ("workers.resources.CPU", -1, "must be at least 0, not -1.", ""),
+    ("workers.resources", {"cpu": 1}, "'cpu' is no resource of Ray's: write 'CPU', or another name for yours.", ""),
+    ("workers.resources", {"CPU": 1, "memroy": 1}, "'memroy' is no resource of Ray's: write 'memory'", ""),
     ("training.precision", "fp16", "must be 'bf16' or 'fp32', not 'fp16'.", "Did you mean 'bf16'?"),
     ("zero.stage", 4, "must be 0, 1, 2 or 3, not 4.", "The default is 1."),
     ("baselines.0.type", "fokal", "must be 'power', 'auto', 'log_one_minus_p'", "Did you mean 'focal'?"),
@@ -163,6 +165,7 @@ ELSEWHERE: list[tuple[str, Any, str, str, str]] = [
         "'kind' is missing.",
         "Set it to 'file', 'hub' or 'reasoning_gym'.",
     ),
+    ("data.train", {"kidn": "hub"}, "data.train.kidn", "'kidn' is not a key here.", "Did you mean 'kind'?"),
     ("data.train", {"kind": "hub"}, "data.train.path", "'path' is missing.", "Add it."),
     ("data.train", {"kind": "reasoning_gym", "task": "t", "size": 0}, "data.train.size", "must be above 0, not 0.", ""),
     (

@@ -343,8 +343,8 @@ def test_schema_is_draft_2020_12_and_knows_the_keys(write: Write) -> None:
 
 
 SCHEMA = json.loads(schema())
-NAMES = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,9}\Z")
-TEXTS = st.text(min_size=1, max_size=12) | st.sampled_from(
+NAMES = st.from_regex(r"\A[A-Za-z0-9]([A-Za-z0-9._-]{0,8}[A-Za-z0-9_-])?\Z")
+TEXTS = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=12) | st.sampled_from(
     ["no", "1e5", "12:30", "null", "~", "a: b", "- x", " y ", "\n"]
 )
 POSITIVE = st.floats(1e-300, 1e300)
@@ -371,7 +371,7 @@ DIMENSIONS = st.one_of(
 BACKBONES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
     {"name": NAMES, "path": TEXTS},
     optional={
-        "revision": TEXTS,
+        "revision": st.from_regex(r"\A[a-z0-9]{1,9}([./-][a-z0-9]{1,9})?\Z"),
         "overrides": st.fixed_dictionaries(
             {}, optional={"training": st.fixed_dictionaries({"learning_rate": POSITIVE}), "data": st.just({"seed": 1})}
         ),

@@ -11,14 +11,19 @@ from jsonschema import Draft202012Validator
 
 import raysft
 from raysft.check import check
-from raysft.config import PAPER_BASELINES, LoraConfig, Range, ReasoningGymSource
+from raysft.config import PAPER_BASELINES, LoraConfig, Range, ReasoningGymSource, builtin_tasks
 from raysft.errors import InputError
 from raysft.objectives import known
-from raysft.sweepfile import dump, load, schema
-from raysft.yamltext import parse
+from raysft.preflight import check_tasks
+from raysft.refusal import Loc
+from raysft.sweepfile import dump, load, load_tasks, schema
+from raysft.yamltext import parse, write
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 FILES = sorted(FOLDER.glob("*.yaml"))
+PACKAGE = Path(raysft.__file__).parent
+SHIPPED = [*FILES, PACKAGE / "demo.yaml", *sorted((PACKAGE / "tasks").glob("*.yaml"))]
+OWN_NAMES = ("tracking", "tags")  # keys that are the user's own words
 SETTING = re.compile(r"""--set (?:'([^']+)'|([^\s;]+))""")
 
 
@@ -175,3 +180,79 @@ def test_your_data_finds_mistakes_in_ones_data(tmp_path: Path, monkeypatch: pyte
     Path("data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (plan,) = check(config).backbones
     assert (plan.samples, plan.steps, plan.tokens) == (300 - 256, 1, 64 * 1024)
+
+
+# --- misspelt ---------------------------------------------------------------------------------------------------------
+
+
+def keys(values: Any, loc: Loc = ()) -> list[Loc]:
+    """The place of every key at any depth."""
+    if isinstance(values, dict):
+        return [place for key, value in values.items() for place in ((*loc, key), *keys(value, (*loc, key)))]
+    if isinstance(values, list):
+        return [place for position, value in enumerate(values) for place in keys(value, (*loc, position))]
+    return []
+
+
+def misspelt(word: str, way: int) -> str:
+    """Two letters exchanged, one left out or one doubled."""
+    at = next(i for i in range(len(word) - 1, 0, -1) if word[i] != word[i - 1])
+    ways = (word[: at - 1] + word[at] + word[at - 1] + word[at + 1 :], word[:at] + word[at + 1 :], word + word[-1])
+    return ways[way % len(ways)]
+
+
+def renamed(values: Any, loc: Loc, name: str) -> Any:
+    """The values with the key at loc called `name`."""
+    key, *rest = loc
+    if isinstance(values, list):
+        return [renamed(v, tuple(rest), name) if i == key else v for i, v in enumerate(values)]
+    if rest:
+        return {k: renamed(v, tuple(rest), name) if k == key else v for k, v in values.items()}
+    return {name if k == key else k: v for k, v in values.items()}
+
+
+def read_and_check(path: Path) -> None:
+    """What every command does with a file before it starts anything."""
+    if path.parent.name == "tasks":
+        check_tasks(load_tasks([str(path)]))
+    else:
+        check(load(path))
+
+
+def assert_refused(path: Path, name: str) -> None:
+    """With the name and the nearest right one."""
+    with pytest.raises(InputError) as refused:
+        read_and_check(path)
+    said = str(refused.value)
+    assert f"'{name}'" in said
+    assert "Did you mean '" in said or "write '" in said
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_key_that_is_misspelt_is_refused_with_the_right_one(path: Path, tmp_path: Path) -> None:
+    values = parse(path.read_text(), str(path)).values
+    (tmp_path / path.parent.name).mkdir()
+    changed = tmp_path / path.parent.name / path.name
+    places = [loc for loc in keys(values) if loc[:-1] != OWN_NAMES]
+    assert len(places) > 5
+    for way, loc in enumerate(places):
+        name = misspelt(str(loc[-1]), way)
+        changed.write_text(write(renamed(values, loc, name)))
+        assert_refused(changed, name)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", [*known(), *builtin_tasks()])
+def test_an_objective_or_task_that_is_misspelt_is_refused_with_the_right_one(name: str, tmp_path: Path) -> None:
+    values = parse((FOLDER / "your-data.yaml").read_text(), "your-data.yaml").values
+    path = tmp_path / "sweep.yaml"
+    for way in range(3):
+        wrong = misspelt(name, way)
+        if name in known():
+            changes = {"baselines": [{"type": wrong}]}, {"space": {"objectives": [{"type": wrong}]}}
+        else:
+            changes = ({"evaluation": {"tasks": {wrong: {}}}}, {"evaluation": {"tasks": [wrong]}})
+        for change in changes:
+            path.write_text(write(values | change))
+            assert_refused(path, wrong)

@@ -15,7 +15,7 @@ from raysft.strict import Strict
 from raysft.yamltext import parse
 
 TASKS = Path(__file__).parents[1] / "tasks"
-TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*"
+TASK_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}"
 
 Template = Literal["chat", "qwen", "llama3", "deepseek", "plain"]
 ScorerName = Literal["exact_match", "numeric", "reasoning_gym", "math", "options", "figlet", "loglikelihood"]
@@ -147,7 +147,7 @@ def task_values(name: str, changes: dict[str, Any] | None) -> dict[str, Any]:
     Raises ValueError for what is no task, and InputError for a file that cannot be read.
     """
     if not re.fullmatch(TASK_NAME, name):
-        raise ValueError(f"the task name '{name}' must be made of letters, digits, '_' and '-'")
+        raise ValueError(f"the task name '{name}' must be made of letters, digits, '_' and '-', at most 100")
     if name == "generation":
         raise ValueError("a task cannot be named 'generation', which is the held-out data's section: rename it")
     if not isinstance(changes or {}, dict):

@@ -3,9 +3,18 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from raysft.strict import Strict
+
+
+def _no_path(revision: str) -> str:
+    if revision.startswith("/") or ".." in revision or "\\" in revision:
+        raise ValueError(f"'{revision}' is no commit, branch or tag")  # the hub's cache has a file of its name
+    return revision
+
+
+Revision = Annotated[str, AfterValidator(_no_path)]
 
 
 class FileSource(Strict):
@@ -36,7 +45,7 @@ class HubSource(Strict):
     path: str = Field(min_length=1)
     subset: str | None = None
     split: str = "train"
-    revision: str | None = None
+    revision: Revision | None = None
     file: str | None = Field(default=None, description="one file of the data set; null: those that its split names")
     key: str | None = Field(default=None, description="of a JSON file that holds an object: where its samples are")
 

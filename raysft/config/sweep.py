@@ -5,19 +5,20 @@ import json
 import math
 import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from raysft.config.evaluation import TASK_NAME, EvaluationConfig, Template
-from raysft.config.source import Source
+from raysft.config.source import Revision, Source
 from raysft.config.space import PAPER_BASELINES, AnyObjective, SpaceConfig
 from raysft.errors import did_you_mean
 from raysft.objectives.base import Probability
 from raysft.strict import Strict
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100)]
 
 
 # --- backbones and data ---------------------------------------------------------------------------------------------
@@ -26,16 +27,19 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 class BackboneConfig(Strict):
     name: Name
     path: str = Field(min_length=1, description="Hugging Face hub id, or a folder with safetensors weights")
-    revision: str | None = Field(default=None, description="hub commit, branch or tag")
-    trust_remote_code: bool = Field(default=False, description="needs a pinned revision")
+    revision: Revision | None = Field(default=None, description="hub commit, branch or tag")
+    trust_remote_code: bool = Field(default=False, description="needs a commit hash as revision")
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="sections of this file that differ here, e.g. training: {learning_rate: 2e-5}"
     )
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
-        if self.trust_remote_code and not self.revision:
-            raise ValueError("trust_remote_code runs code from the hub: pin a revision with it")
+        if self.trust_remote_code and not re.fullmatch(r"[0-9a-f]{40}", self.revision or ""):
+            raise ValueError(
+                "trust_remote_code runs code from the hub: pin a revision with it, the 40 digits of a commit, because "
+                "a branch or tag can move to other code"
+            )
         return self
 
 
@@ -124,6 +128,9 @@ class ZeroConfig(Strict):
         return self
 
 
+RESOURCES = ("CPU", "GPU", "memory", "object_store_memory", "TPU", "HPU", "NPU", "neuron_cores")  # Ray's own
+
+
 class WorkersConfig(Strict):
     """One group of workers trains one trial at a time, or as many LoRA trials as it has lanes."""
 
@@ -138,6 +145,18 @@ class WorkersConfig(Strict):
     )
     max_concurrent: int | None = Field(default=None, gt=0, description="groups; null: as many as fit the cluster")
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial whose group broke")
+
+    @field_validator("resources")
+    @classmethod
+    def _no_misspelt_resource(cls, resources: dict[str, float]) -> dict[str, float]:
+        """A cluster may have resources of its own, but one that nearly is Ray's would be waited for in vain."""
+        known = {name.casefold(): name for name in RESOURCES}
+        for name in set(resources).difference(RESOURCES):
+            near = get_close_matches(name.casefold(), known, n=1, cutoff=0.6)
+            if near and abs(len(name) - len(near[0])) <= 1:
+                fix = f"write '{known[near[0]]}', or another name for yours"
+                raise ValueError(f"'{name}' is no resource of Ray's: {fix}")
+        return resources
 
 
 # --- evaluation, search, tracking -----------------------------------------------------------------------------------
@@ -223,6 +242,8 @@ class TrackingConfig(Strict):
     def _free(cls, tags: dict[str, str]) -> dict[str, str]:
         if taken := next((key for key in tags if OWN_TAGS.fullmatch(key)), None):
             raise ValueError(f"'{taken}' is a tag that raysft or MLflow sets itself: give yours another name")
+        if path := next((key for key in tags if {"", ".", ".."}.intersection(key.split("/"))), None):
+            raise ValueError(f"'{path}' has a part between slashes that is empty or dots, which MLflow refuses")
         return tags
 
 

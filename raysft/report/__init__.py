@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from raysft.errors import InputError
+from raysft.preflight import check_inside
 from raysft.report.across import continuum
 from raysft.report.chart import Drawing
 from raysft.report.cost import costs
@@ -30,7 +31,7 @@ def report(
     """
     targets = targets or [newest()]
     found = studies(targets, tracking_uri)
-    folder = output or place_of(str(targets[0]), tracking_uri).folder / REPORT
+    folder = output or _beside(place_of(str(targets[0]), tracking_uri).folder)
     names = _file_names(found)
     judged = [(study, judge(study)) for study in found]
     across = continuum(judged)
@@ -66,6 +67,12 @@ def _file_names(found: Sequence[Study]) -> list[str]:
         name = re.sub(r"[^A-Za-z0-9._-]", "_", whole).strip(".")[:80] or "backbone"
         names.append(name if name not in names else f"{name}-{study.run_id[:8]}")
     return names
+
+
+def _beside(studies: Path) -> Path:
+    """The report's folder. Raises InputError for one that leads elsewhere."""
+    check_inside(studies, [studies / REPORT])
+    return studies / REPORT
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

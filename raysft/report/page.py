@@ -44,10 +44,15 @@ def page(sections: Sequence[Section], across: Figure) -> str:
         of_trial=of_trial,
         regime=regime,
         is_drawn=lambda figure: isinstance(figure, Drawing),
-        svg=lambda drawing: Markup(drawing.svg),  # matplotlib escaped what it holds
+        svg=_svg,
         citation=CITATION,
         version=__version__,
     )
+
+
+def _svg(drawing: Drawing) -> Markup:
+    # matplotlib escaped what it holds
+    return Markup(drawing.svg)  # nosec B704
 
 
 def _of_label(section: Section, label: str) -> Interval | None:

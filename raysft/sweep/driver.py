@@ -23,12 +23,16 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray._private import ray_constants
+from ray.tune.execution import class_cache
 
 from raysft.advisor import Advice, advise, asks_advice
 from raysft.capability import Capability
 from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
 from raysft.errors import InputError
 from raysft.evidence import earlier_studies
+from raysft.exposure import check_mlflow, check_ray
+from raysft.preflight import check_written
 from raysft.progress import Progress
 from raysft.publish import publish
 from raysft.sweep.board import ON_HEAD
@@ -49,6 +53,8 @@ log = logging.getLogger(__name__)
 
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, **ON_HEAD}
+# Tune would hand them a cloud's keys by a runtime environment, which Ray shows in logs and in the list of processes.
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 SETTINGS = "settings.json"
 ADVICE = "advice.json"
 RESULT = "study.json"
@@ -66,17 +72,19 @@ class StudyResult:
 
 
 @contextmanager
-def _known_to_its_processes() -> Iterator[None]:
-    """The processes of a local Ray that is started within ask that one, and no other of this machine.
+def on_loopback() -> Iterator[None]:
+    """A Ray that is started within listens to this machine alone, as by itself on a Mac; else to every network.
 
-    Else they ask the newest: Ray Train would then not find the groups of this sweep, think them dead and remove them.
+    Its processes ask it, and no other Ray of this machine. Else they ask the newest: Ray Train would then not find the
+    groups of this sweep, think them dead and remove them.
     """
-    port = _free_port()
-    before = os.environ.copy()
+    clusters, before, port = ray_constants.ENABLE_RAY_CLUSTER, os.environ.copy(), _free_port()
+    ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ |= {"RAY_GCS_SERVER_PORT": f"{port}", "RAY_ADDRESS": f"{LOOPBACK}:{port}"}
     try:
         yield
     finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
         for name in ("RAY_GCS_SERVER_PORT", "RAY_ADDRESS"):
             os.environ.pop(name)
             if name in before:
@@ -106,7 +114,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     local["dashboard_port"] = _free_port()  # without one, its address would still be that of another Ray's dashboard
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with nullcontext() if address else _known_to_its_processes():
+        with nullcontext() if address else on_loopback():
             ray.init(
                 address=address or "local",
                 log_to_driver=False,
@@ -156,6 +164,10 @@ def sweep(
     Raises InputError for what cannot run, before anything starts.
     """
     config = absolute(config)
+    check_written(config)
+    check_mlflow(config.tracking.uri)
+    if not ray.is_initialized():
+        check_ray(address or os.environ.get("RAY_ADDRESS"))
     studies = [config.for_backbone(b.name) for b in config.backbones]
     for study in studies:
         _claim(study, resume)

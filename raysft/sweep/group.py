@@ -9,6 +9,7 @@ import json
 import math
 import os
 import threading
+import traceback
 from collections.abc import Callable
 from functools import partial
 from queue import Queue
@@ -19,11 +20,33 @@ import ray
 from raysft.config import SweepConfig, WorkersConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.quiet import libraries_quiet
+from raysft.redaction import redacted
 from raysft.sweep.board import Report, Stop, Wait
 
 
 def group_loop(settings: dict[str, Any]) -> None:
-    """Every rank of a group: work for one study after another, as the board opens them, until it is closed."""
+    """Every rank of a group: work for one study after another, as the board opens them, until it is closed.
+
+    What breaks it is raised without secrets, since Ray and Tune keep it in files.
+    """
+    try:
+        _group_loop(settings)
+    except Exception as error:
+        if not _tells_secret(error):
+            raise
+        raise RuntimeError(redacted(traceback.format_exc().strip())) from None
+
+
+def _tells_secret(error: BaseException | None) -> bool:
+    """Whether the error, or one that it came from, has a secret in its text."""
+    while error is not None:
+        if redacted(str(error)) != str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _group_loop(settings: dict[str, Any]) -> None:
     workers = WorkersConfig.model_validate(settings["workers"])
     prepare_process(workers)
     from raysft.ranks import Ranks
@@ -53,7 +76,7 @@ def _work_for(study: int, config: SweepConfig, ranks: Any, seats: list["Seat | N
         bench = Bench(config, "zero", ranks, _device())
     except (InputError, TrialFailed) as error:
         if seat:
-            seat.ask("refuse", str(error), study)
+            seat.ask("refuse", redacted(str(error)), study)
         return
     if ranks.broadcast(seat and seat.ask("needs_probe", seat.place[0], study)):
         measured = {"capability": bench.probe().to_dict(), "data": bench.data_facts(), "notes": bench.notes()}
@@ -155,7 +178,7 @@ def _run(bench: Any, job: Any, seat: Seat | None) -> None:
         result = bench.run(job, report, seat.watch(job.trial_id) if seat else lambda: None, export)
         ended = Report(result.status, result.step, result.metrics)
     except TrialFailed as error:
-        ended = Report("failed", reason=str(error))
+        ended = Report("failed", reason=redacted(str(error)))
     if seat:
         seat.report(job.trial_id, ended)
 

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 from ray.util import remove_placement_group
 
 from raysft.config import SweepConfig, WorkersConfig
+from raysft.redaction import redacted
 from raysft.sweep.board import Stop, start_board
 from raysft.sweep.group import group_loop
 
@@ -106,7 +107,9 @@ def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> N
 def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> str | None:
     """One group, as long as it lives. Returns what broke it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from raysft.sweep.rendezvous import torch_config
 
     on_gpu = workers.resources.get("GPU", 0) > 0
     trainer = TorchTrainer(
@@ -115,7 +118,7 @@ def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> st
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
         ),
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        torch_config=torch_config("nccl" if on_gpu else "gloo"),
         # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
         run_config=RunConfig(
             name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
@@ -131,11 +134,11 @@ def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> st
 
 
 def root_cause(error: BaseException) -> str:
-    """One line for what broke a group: a worker's own error where Train hands it on."""
+    """One line for what broke a group, without secrets: a worker's own error where Train hands it on."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         error = next(iter(failures.values()))
     while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
         error = inner
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else ''}"
+    return redacted(f"{type(error).__name__}: {lines[-1].strip() if lines else ''}")

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from raysft.config import SweepConfig
 from raysft.errors import InputError
+from raysft.exposure import check_mlflow
 from raysft.redaction import redacted
 from raysft.tracking.spool import reason_of
 
@@ -51,8 +52,9 @@ def writer(uri: str, output: Path, name: str) -> tuple[MlflowClient, str]:
     """A client, and the id of the experiment `name`. Makes database and experiment where they are missing; several
     processes may do so at once.
 
-    Raises InputError for a place that does not answer or cannot be used.
+    Raises InputError for a place that does not answer, cannot be used, or lets anybody write who reaches it.
     """
+    check_mlflow(uri)
     output = output.resolve()
     artifacts = (output / "mlartifacts").as_uri() if is_database(uri) else None  # a server has its own place
     try:

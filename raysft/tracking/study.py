@@ -21,7 +21,7 @@ from raysft.redaction import redacted
 from raysft.tracking.describing import NOTE, name_of, params_of, study_note, tags_of, trial_tags
 from raysft.tracking.evaluations import log_completions
 from raysft.tracking.registry import register
-from raysft.tracking.runs import Point, Runs, Status, Tracked, milliseconds
+from raysft.tracking.runs import Point, Runs, Status, Tracked, as_text, milliseconds
 from raysft.tracking.spool import Spool, reason_of
 from raysft.tracking.store import FIX, place, tracking_uri, writer
 from raysft.tracking.view import VIEW, view
@@ -189,7 +189,7 @@ class Study:
         """
         child = self._trials.get(trial_id) or Tracked("", {"raysft.trial_id": trial_id}, {}, self._parent)
         name = f"{self._config.tracking.register_as}-{self._config.backbone.name}"
-        tags = self._config.tracking.tags | dict(tags)
+        tags = {key: as_text(value) for key, value in {**self._config.tracking.tags, **tags}.items()}
         self._spool.add_file(lambda: register(self._runs, self._runs.id_of(child), model, name, tags))
 
     def end(self, status: Status, summary: Mapping[str, float | str] | None = None) -> None:

@@ -4,7 +4,7 @@ An engine belongs to one trial. Losses come to it already divided by the global 
 micro-batches and ranks, clips the sum once, and steps.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +45,15 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Give back what the engine holds."""
+
+
+def load_weights(path: Path | str, map_location: Any = None, classes: Sequence[Any] = ()) -> Any:
+    """What torch.save wrote: tensors, numbers, texts, and instances of these classes.
+
+    Raises UnpicklingError for whatever else a pickle asks for, which could be any program.
+    """
+    with torch.serialization.safe_globals(list(classes)):
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def adamw(parameters: list[torch.nn.Parameter], training: TrainingConfig) -> torch.optim.AdamW:
@@ -97,7 +106,7 @@ class PlainEngine:
         torch.save({"master": self.master, "optimizer": self.optimizer.state_dict()}, folder / "plain.pt")
 
     def load(self, folder: Path, world: int) -> None:
-        state: dict[str, Any] = torch.load(folder / "plain.pt", map_location=self.device, weights_only=True)
+        state: dict[str, Any] = load_weights(folder / "plain.pt", self.device)
         with torch.no_grad():
             for master, saved in zip(self.master, state["master"], strict=True):
                 master.copy_(saved)

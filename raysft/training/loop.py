@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal, cast
 
 import torch
@@ -257,12 +258,23 @@ class Loop:
         found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
         if found:
             with self.clock("checkpoint"):
-                self.engine.load(found.folder, found.world)
+                self._load(found)
             state = json.loads((found.folder / STATE).read_text())
             self.mean_probability, self.skipped = state["mean_probability"], state["skipped"]
         step = found.step if found else 0
         self.log.cut(step)
         return step
+
+    def _load(self, found: checkpoint.Checkpoint) -> None:
+        try:
+            self.engine.load(found.folder, found.world)
+        except UnpicklingError as error:
+            if self.ranks.world > 1:  # the others wait for this rank: the group has to break
+                raise
+            reason = (str(error).splitlines() or [""])[0]
+            raise TrialFailed(
+                f"{found.folder} holds something else than a checkpoint and was not loaded: {reason}"
+            ) from None
 
 
 def peak_memory() -> float:

@@ -6,6 +6,7 @@ import os
 import shutil
 from argparse import Namespace
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from raysft.config import SweepConfig
 from raysft.data.batch import Batch
 from raysft.objectives.head import AnyObjective, HeadOutput
 from raysft.ranks import Ranks
-from raysft.training.engine import MakeModel, Model, adamw
+from raysft.training.engine import MakeModel, Model, adamw, load_weights
 from raysft.training.model import SFTModel
 
 if not torch.cuda.is_available():
@@ -25,8 +26,11 @@ if not torch.cuda.is_available():
 import deepspeed
 import deepspeed.ops
 from deepspeed.checkpoint.ds_to_universal import main as to_universal
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+from deepspeed.utils.tensor_fragment import fragment_address
 
 # On a CPU, DeepSpeed would look which of its kernels could be compiled, and compile one for inference: most of a minute
 # at the first start, a C++ compiler needed, and again wherever another version of ninja is found.
@@ -36,6 +40,8 @@ deepspeed.ops.__compatible_ops__ = {}
 _release = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
 TAG = "zero"  # of its checkpoints: the folder that they lie in
 RELEASE_CACHE = inspect.getclosurevars(_release).nonlocals["func"]
+
+IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)  # of DeepSpeed's own classes
 
 
 def deepspeed_config(config: SweepConfig) -> dict[str, Any]:
@@ -77,6 +83,8 @@ class ZeroEngine:
             config=deepspeed_config(config),
             dist_init_required=False,
         )
+        # DeepSpeed's own would run whatever a pickle asks for.
+        self.engine.checkpoint_engine.load = partial(load_weights, classes=IN_CHECKPOINTS)
 
     def forward(self, batch: Batch, objective: AnyObjective) -> HeadOutput:
         return self.engine(batch.to(self.engine.device), objective)
@@ -116,6 +124,8 @@ class ZeroEngine:
         universal = folder.with_name(f".{folder.name}-universal")
         if self.ranks.rank == 0:
             shutil.rmtree(universal, ignore_errors=True)
+            for file in (folder / TAG).glob("*.pt"):  # the conversion would run whatever a pickle asks for
+                load_weights(file, "cpu", IN_CHECKPOINTS)
             asked = {"num_extract_workers": 1, "num_merge_workers": 1, "keep_temp_folder": False, "strict": True}
             paths = {"input_folder": str(folder / TAG), "output_folder": str(universal / TAG)}
             with redirect_stdout(None), redirect_stderr(StringIO()):

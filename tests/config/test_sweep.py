@@ -80,6 +80,20 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], str]] = [
     (BackboneConfig, {"name": "n" * 101, "path": "p"}, "at most 100"),
     (BackboneConfig, {"name": "a", "path": ""}, "at least 1 character"),
     (BackboneConfig, {"name": "a", "path": "p", "trust_remote_code": True}, "pin a revision"),
+    *(
+        (BackboneConfig, {"name": "a", "path": "p", "trust_remote_code": True, "revision": revision}, "of a commit")
+        for revision in (
+            "main",
+            "v1.0",
+            "abc1234",
+            "refs/pr/1",
+            "A" * 40,
+            "g" * 40,
+            "0" * 39,
+            "0" * 41,
+            "0" * 40 + "\n",
+        )
+    ),
     (FileSource, {"path": "train.csv"}, r"'train\.csv' must end in \.jsonl, \.json or \.parquet"),
     (HubSource, {"path": ""}, "at least 1 character"),
     (ReasoningGymSource, {"task": "t", "size": 0}, "greater than 0"),
@@ -164,7 +178,11 @@ def test_sections_that_contradict_each_other_are_refused(changes: dict[str, Any]
         {"workers": {"lanes": 4}, "training": {"lora": {}}},
         {"zero": {"stage": 3, "offload": "all"}},
         {"zero": {"stage": 1, "offload": "optimizer"}},
-        {"backbones": [{"name": "a", "path": "p", "trust_remote_code": True, "revision": "abc"}]},
+        {
+            "backbones": [
+                {"name": "a", "path": "p", "trust_remote_code": True, "revision": "0123456789abcdef" * 2 + "0" * 8}
+            ]
+        },
         {"space": {"threshold": [0, 1], "learning_rate": 1e-9, "keep": ["above", "below"]}},
         {"tracking": {"register_as": "mine"}},
         {"tracking": {"tags": {"domain": "math", "roles": "all", "my/data": "x y"}}},
