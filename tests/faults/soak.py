@@ -57,7 +57,7 @@ class Soak:
             self._one_sweep(place)
             counted = self.subject.count(place)
             self.tally.add(counted)
-            print(f"{self.subject.name} sweep {number}: {sum(self.kills.values())} kills so far, {counted}", flush=True)
+            print(f"{self.subject.name} sweep {number}: kills so far {dict(self.kills)}, {counted}", flush=True)
 
     def _goes_on(self) -> bool:
         return sum(self.kills.values()) < self.most and time.monotonic() < self.give_up

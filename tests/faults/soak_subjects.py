@@ -158,11 +158,10 @@ class Raysft:
     def _losses(self, place: Path) -> dict[str, str]:
         """trial's config -> its losses, as they are written."""
         found = {}
-        for folder in sorted((place / "runs" / "soak" / "tiny" / "trials").iterdir()):
-            points = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-            found[(folder / "trial.json").read_text()] = repr(
-                [(point["step"], point["train/loss"]) for point in points]
-            )
+        for metrics in sorted((place / "runs" / "soak" / "tiny" / "trials").glob("*/metrics.jsonl")):
+            points = [json.loads(line) for line in metrics.read_text().splitlines()]
+            curve = [(point["step"], point["train/loss"]) for point in points]
+            found[metrics.with_name("trial.json").read_text()] = repr(curve)
         return found
 
     def count(self, place: Path) -> Tally:
