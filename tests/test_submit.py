@@ -48,6 +48,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     # Jobs run the `python` that the head found on its PATH, as in an activated environment.
     path = f"{RAY.parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment |= {"RAY_raylet_start_wait_time_s": "200"}  # the machine may be busy
     environment.pop("RAY_ADDRESS", None)
     command = [
         *(str(RAY), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus", "2"),
@@ -60,6 +61,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{dashboard}"
     listed = [str(RAY), "job", "list", "--address", address]
+    wait_until(lambda: process.poll() is not None or "Ray runtime started" in log.read_text())
     wait_until(lambda: process.poll() is not None or subprocess.run(listed, env=environment).returncode == 0)
     assert process.poll() is None, log.read_text()
     del environment["RAY_AUTH_MODE"]  # submit finds out by itself
