@@ -30,7 +30,7 @@ settings.register_profile("raysft", deadline=None)  # no example is timed: the m
 settings.load_profile("raysft")
 
 # Files that take minutes, the longest first: one that began last would run alone while the other process has no work.
-FIRST = ("test_driver.py", "test_submit.py", "test_zero.py", "test_bench_sweep.py")
+FIRST = ("test_driver.py", "test_submit.py", "test_zero.py", "test_bench_sweep.py", "test_nodes.py", "test_secrets.py")
 
 CHARACTERS = "0123456789+=?#,abcdefghijklmnopqrstuvwxyz \n"
 
