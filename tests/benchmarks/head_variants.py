@@ -227,6 +227,8 @@ class Bound:
     def _fastest(self, product: str) -> tuple[str, int]:
         device = self.weight.device.type
         onednn = device == "cpu" and torch.backends.mkldnn.is_available()
+        if self.weight.dtype == torch.bfloat16:
+            onednn = onednn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         x, weight = self.rows[:BLOCK], self.weight[:CALIBRATED]
         out = torch.zeros_like(x if product == "grad_hidden" else weight)
         one_block = len(self.rows) <= BLOCK  # then nothing is ever added to the weight's gradient
