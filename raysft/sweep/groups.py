@@ -8,6 +8,7 @@ import os
 import threading
 import time
 import uuid
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import ray
@@ -94,25 +95,26 @@ def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> N
 
     on_gpu = workers.resources.get("GPU", 0) > 0
     while ray.get(board.wanted.remote(slot, not workers.reuse)):
-        trainer = TorchTrainer(
-            group_loop,
-            train_loop_config={"board": board, "slot": slot, "workers": workers.model_dump(mode="json")},
-            scaling_config=ScalingConfig(
-                num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
-            ),
-            torch_config=torch_config("nccl" if on_gpu else "gloo"),
-            # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
-            run_config=RunConfig(
-                name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=0),
-            ),
-        )
-        try:
-            trainer.fit()
-        except Exception as error:
-            if not ray.get(board.group_broke.remote(slot, root_cause(error))):
-                return
+        with TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as meeting:
+            trainer = TorchTrainer(
+                group_loop,
+                train_loop_config={"board": board, "slot": slot, "workers": workers.model_dump(mode="json")},
+                scaling_config=ScalingConfig(
+                    num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
+                ),
+                torch_config=torch_config("nccl" if on_gpu else "gloo", meeting),
+                # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
+                run_config=RunConfig(
+                    name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
+                    storage_path=folder,
+                    failure_config=FailureConfig(max_failures=0),
+                ),
+            )
+            try:
+                trainer.fit()
+            except Exception as error:
+                if not ray.get(board.group_broke.remote(slot, root_cause(error))):
+                    return
 
 
 def root_cause(error: BaseException) -> str:
