@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,14 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     }  # the machine may be busy
     yield os.environ | SECRETS | where | {"RAY_AUTH_MODE": "token"}
     shutil.rmtree(ray_files, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """As they were: main sets its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 def told_in(*folders: Path) -> list[str]:

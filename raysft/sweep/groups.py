@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from contextlib import suppress
+from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import ray
@@ -112,24 +113,25 @@ def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> st
     from raysft.sweep.rendezvous import torch_config
 
     on_gpu = workers.resources.get("GPU", 0) > 0
-    trainer = TorchTrainer(
-        group_loop,
-        train_loop_config={"board": board, "slot": slot, "workers": workers.model_dump(mode="json")},
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
-        ),
-        torch_config=torch_config("nccl" if on_gpu else "gloo"),
-        # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
-        run_config=RunConfig(
-            name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    )
-    try:
-        trainer.fit()
-    except Exception as error:
-        return root_cause(error)
+    with TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as meeting:
+        trainer = TorchTrainer(
+            group_loop,
+            train_loop_config={"board": board, "slot": slot, "workers": workers.model_dump(mode="json")},
+            scaling_config=ScalingConfig(
+                num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
+            ),
+            torch_config=torch_config("nccl" if on_gpu else "gloo", meeting),
+            # The board restarts groups, trial by trial: Train's own restarts know nothing of trials.
+            run_config=RunConfig(
+                name=f"slot-{slot}-{uuid.uuid4().hex[:8]}",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            return root_cause(error)
     return None
 
 

@@ -3,9 +3,7 @@ password, and take pickles there.
 """
 
 import os
-import shutil
 import socket
-import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +12,10 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group, _TorchBackend
 
 
-def torch_config(backend: str) -> TorchConfig:
-    """For a group on the Ray that this process is connected to."""
-    return ByFile(backend=backend) if ray.util.get_node_ip_address() == "127.0.0.1" else TorchConfig(backend=backend)
+def torch_config(backend: str, folder: str) -> TorchConfig:
+    """For a group on the Ray that this process is connected to. folder: an empty one of this user alone."""
+    local = ray.util.get_node_ip_address() == "127.0.0.1"
+    return ByFile(backend=backend, folder=folder) if local else TorchConfig(backend=backend)
 
 
 @dataclass
@@ -24,9 +23,6 @@ class ByFile(TorchConfig):
     """By a file of this machine."""
 
     folder: str = ""
-
-    def __post_init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="raysft-")  # of this user alone
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -54,10 +50,6 @@ class _ByFile(_TorchBackend):
                 for rank in ranks
             ]
         )
-
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        super().on_shutdown(worker_group, backend_config)
-        shutil.rmtree(backend_config.folder, ignore_errors=True)
 
 
 def _talk_on_loopback() -> None:
