@@ -200,7 +200,7 @@ def test_bad_data_are_refused_before_a_library_is_imported(sweep_file: Path, add
     done = finish(process)
     assert done.returncode == 2
     *imports, said = done.stderr.splitlines()
-    assert f"{additions / 'heldout.jsonl'} line 1: field 'respones' is missing. Did you mean 'response'?" in said
+    assert f"{additions / 'train.jsonl'} line 1: field 'respones' is missing. Did you mean 'response'?" in said
     assert {line.rpartition("|")[2].strip() for line in imports}.isdisjoint({"torch", "ray", "transformers"})
 
 

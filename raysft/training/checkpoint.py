@@ -94,7 +94,8 @@ def _latest(root: Path) -> tuple[Path, dict[str, Any]] | None:
         try:
             manifest = json.loads((folder / MANIFEST).read_text())
             whole = manifest["files"] == _describe(folder) and f"step-{manifest['step']:08d}" == folder.name
-        except (OSError, ValueError, KeyError):
+            whole = whole and manifest["world_size"] > 0
+        except (OSError, ValueError, KeyError, TypeError):
             whole = False
         if whole:
             return folder, manifest
