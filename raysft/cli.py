@@ -1,5 +1,6 @@
 """The command line. Imports nothing heavy until a command needs it, so that --help and check answer at once."""
 
+import errno
 import os
 import shlex
 import signal
@@ -47,6 +48,7 @@ Tracking = Annotated[
 ]
 
 FAILED, REFUSED = 1, 2
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @app.command()
@@ -356,8 +358,9 @@ def main() -> None:
     except TrialFailed as error:
         print(f"raysft: {redacted(str(error))}", file=sys.stderr)
         sys.exit(FAILED)
-    except OSError as error:  # a disk that is full, above all
-        print(f"raysft: {error}. What was written is whole: mend it, then continue with --resume.", file=sys.stderr)
+    except OSError as error:
+        fix = " Free some space; a sweep then goes on with --resume." if error.errno in DISK_FULL else ""
+        print(f"raysft: {redacted(str(error)).rstrip('.')}.{fix}", file=sys.stderr)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         print("raysft: interrupted", file=sys.stderr)

@@ -9,13 +9,9 @@ import logging
 import math
 import os
 import shutil
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,13 +19,13 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray._private import ray_constants
+from ray.exceptions import RayActorError
 from ray.tune.execution import class_cache
 
 from raysft.advisor import Advice, advise, asks_advice
 from raysft.capability import Capability
 from raysft.config import STUDY_SECTIONS, SweepConfig, TrialConfig
-from raysft.errors import InputError
+from raysft.errors import InputError, TrialFailed
 from raysft.evidence import earlier_studies
 from raysft.exposure import check_mlflow, check_ray
 from raysft.preflight import check_written
@@ -43,6 +39,7 @@ from raysft.sweep.mirror import Mirror
 from raysft.sweep.models import keep_models
 from raysft.sweep.optunafile import write_optuna
 from raysft.sweep.search import StudySearch
+from raysft.sweep.session import ray_session
 from raysft.sweep.space import Space
 from raysft.sweep.trainable import run_trial
 from raysft.sweepfile import absolute
@@ -59,7 +56,6 @@ SETTINGS = "settings.json"
 ADVICE = "advice.json"
 RESULT = "study.json"
 TUNE = "tune"
-LOOPBACK = "127.0.0.1"
 
 
 @dataclass(frozen=True)
@@ -69,68 +65,6 @@ class StudyResult:
     trials: list[TrialRow]
     best: TrialRow | None
     interrupted: bool
-
-
-@contextmanager
-def on_loopback() -> Iterator[None]:
-    """A Ray that is started within listens to this machine alone, as by itself on a Mac; else to every network.
-
-    Its processes ask it, and no other Ray of this machine. Else they ask the newest: Ray Train would then not find the
-    groups of this sweep, think them dead and remove them.
-    """
-    clusters, before, port = ray_constants.ENABLE_RAY_CLUSTER, os.environ.copy(), _free_port()
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    os.environ |= {"RAY_GCS_SERVER_PORT": f"{port}", "RAY_ADDRESS": f"{LOOPBACK}:{port}"}
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = clusters
-        for name in ("RAY_GCS_SERVER_PORT", "RAY_ADDRESS"):
-            os.environ.pop(name)
-            if name in before:
-                os.environ[name] = before[name]
-
-
-def _free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as free:
-        return int(free.getsockname()[1])
-
-
-@contextmanager
-def ray_session(address: str | None = None) -> Iterator[None]:
-    """A connection to the cluster of `address` or RAY_ADDRESS, or a local one of this machine, on loopback.
-
-    A session that is already there is used and left alone.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # which prints even when it is told not to
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # which it prints; what matters is raised here
-    address = address or os.environ.get("RAY_ADDRESS")
-    local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 200_000_000}
-    local["dashboard_port"] = _free_port()  # without one, its address would still be that of another Ray's dashboard
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    try:
-        with nullcontext() if address else on_loopback():
-            ray.init(
-                address=address or "local",
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else local),
-            )
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_sigterm)  # a local Ray sets its own, which ends the sweep without a word
-    except ConnectionError as error:
-        raise InputError(
-            f"Ray cluster {address}", f"does not answer: {error}", "Check --address or RAY_ADDRESS."
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def slots_that_fit(config: SweepConfig, nodes: list[dict[str, Any]]) -> int:
@@ -161,7 +95,7 @@ def sweep(
 ) -> list[StudyResult]:
     """Run every backbone's study in turn. given: the trials before the searched ones (default: the baselines).
 
-    Raises InputError for what cannot run, before anything starts.
+    Raises InputError for what cannot run, before anything starts; TrialFailed where the sweep cannot go on.
     """
     config = absolute(config)
     check_written(config)
@@ -175,7 +109,10 @@ def sweep(
         tracked = aside.submit(Tracking, config)  # MLflow makes its database while Ray starts
         with ray_session(address):
             slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
-            return _in_turn(studies, slots, tracked.result(), progress, resume, given or baselines)
+            try:
+                return _in_turn(studies, slots, tracked.result(), progress, resume, given or baselines)
+            except RayActorError:  # the only actor that this process asks
+                raise TrialFailed("the process that hands out the trials was lost. Go on with --resume.") from None
 
 
 def _in_turn(

@@ -10,7 +10,6 @@ import ray
 from ray.tune import Callback
 
 from raysft.config import TrialConfig
-from raysft.errors import TrialFailed
 from raysft.progress import Progress
 from raysft.sweep.ledger import METRICS, Ledger, Status, TrialRow
 from raysft.tracking import Study
@@ -50,9 +49,9 @@ class Mirror(Callback):
         self._start(trial.config["trial_id"], TrialConfig.model_validate(trial.config["trial"]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Raises TrialFailed where the board was lost: then no trial can go on, and none has failed."""
+        """Raises RayActorError where the board was lost: then no trial can go on, and none has failed."""
         if ray.wait([self.lost], timeout=0)[0]:
-            raise TrialFailed("the process that hands out the trials was lost. Continue with --resume.")
+            ray.get(self.lost)
         if time.monotonic() - self.last_read < SECONDS_BETWEEN_READS:
             return
         self.last_read = time.monotonic()

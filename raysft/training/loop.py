@@ -193,8 +193,7 @@ class Loop:
         """Count a step that the engine left out. Raises TrialFailed where there were too many."""
         self.skipped += 1
         if self.skipped > (most := self.config.training.max_skipped_steps):
-            before = f", and {most} steps were skipped for such a value before" if most else ""
-            raise TrialFailed(f"{what}{before}.")
+            raise TrialFailed(f"{what}, after skipping {most}." if most else f"{what}.")
 
     def _batches(self, step: int) -> list[Batch]:
         """This rank's micro-batches of a step."""

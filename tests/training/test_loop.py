@@ -328,7 +328,7 @@ def test_too_many_skipped_steps_fail_the_trial(poisoned: SweepConfig, tmp_path: 
     bench = bench_here(poisoned.model_copy(update={"training": training}))
     order = SampleOrder(len(bench.train), 8, 0)
     second = next(step for step in range(8, 16) if order.at(2)[5] in order.at(step))
-    said = ["loss is nan at step 3 .*0.003", f"at step {second + 1} .*, and 1 steps were skipped"][most]
+    said = ["loss is nan at step 3 .*0.003", f"at step {second + 1} .*, after skipping 1"][most]
     with pytest.raises(TrialFailed, match=said):
         run(bench, tmp_path / "t", Power())
     assert run(bench_here(poisoned), tmp_path / "next", Power()) == "finished"
