@@ -159,7 +159,7 @@ def ray_cluster() -> Iterator[None]:
     """One local Ray of two cores on loopback for all tests that need it."""
     import ray
 
-    from raysft.sweep.driver import on_loopback
+    from raysft.sweep.session import on_loopback
 
     interrupted = signal.getsignal(signal.SIGINT)
     with on_loopback():

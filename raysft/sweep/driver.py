@@ -5,7 +5,6 @@ record in their own folders.
 """
 
 import json
-import logging
 import math
 import os
 import shutil
@@ -45,8 +44,6 @@ from raysft.sweep.trainable import run_trial
 from raysft.sweepfile import absolute
 from raysft.tracking import Study as TrackedStudy
 from raysft.tracking import Tracking
-
-log = logging.getLogger(__name__)
 
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, **ON_HEAD}

@@ -50,7 +50,7 @@ def ray_session(address: str | None = None) -> Iterator[None]:
 
 
 def _start_local() -> None:
-    with _on_loopback():
+    with on_loopback():
         ray.init(
             address="local",
             include_dashboard=False,
@@ -61,7 +61,7 @@ def _start_local() -> None:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
+def on_loopback() -> Iterator[None]:
     """A Ray that is started within listens to this machine alone, as by itself on a Mac; else to every network.
 
     Its processes ask it, and no other Ray of this machine. Else they ask the newest: Ray Train would then not find the

@@ -21,7 +21,7 @@ def measure(config: SweepConfig, trials: int, every: int, trim: bool, folder: Pa
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from raysft.sweep.driver import ray_session
+    from raysft.sweep.session import ray_session
 
     settings = {"config": config.model_dump(mode="json"), "trials": trials, "every": every, "trim": trim}
     folder.mkdir(parents=True)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
-from soak_subjects import INTERVAL, SUBJECTS, Subject, Tally
+from soak_subjects import INTERVAL, SUBJECTS, Subject, Tally, steps_taken
 
 # What is killed, and how it is known: by a word of its command line, or as the process that was started itself.
 VICTIMS: dict[str, tuple[str, signal.Signals]] = {
@@ -64,10 +64,8 @@ class Soak:
 
     def _one_sweep(self, place: Path) -> None:
         """Start, kill and start again until it has ended by itself."""
-        resume = False
         while True:
-            process = self.subject.start(place, resume)
-            resume = True
+            process = self.subject.start(place)
             killed = self._disturb(process, place)
             if process.wait() == 0:
                 return
@@ -82,7 +80,7 @@ class Soak:
             ready = self._moment(place)
             last_sign, before = time.monotonic(), 0
             while process.poll() is None and not (self._goes_on() and ready()):
-                if (now := self.subject.steps(place)) != before:
+                if (now := steps_taken(place)) != before:
                     last_sign, before = time.monotonic(), now
                 if time.monotonic() - last_sign > STUCK_SECONDS:
                     self.tally.stuck += 1
@@ -102,8 +100,8 @@ class Soak:
         if self.random.random() < 0.25:
             at = time.monotonic() + self.random.uniform(2, 30)
             return lambda: time.monotonic() >= at
-        enough = self.subject.steps(place) + self.random.randint(1, 20 * INTERVAL)
-        return lambda: self.subject.steps(place) >= enough
+        enough = steps_taken(place) + self.random.randint(1, 20 * INTERVAL)
+        return lambda: steps_taken(place) >= enough
 
     def _kill(self, kind: str, process: "subprocess.Popen[bytes]") -> bool:
         """Whether there was such a process."""

@@ -10,11 +10,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
 from mlflow import MlflowClient
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 STEPS, INTERVAL, TRIALS = 120, 10, 8
+STEPS_FILE = "steps.txt"  # in a sweep's folder, written by traced/sitecustomize.py
 
 
 @dataclass
@@ -49,11 +51,8 @@ class Subject(Protocol):
     name: str
     victims: tuple[str, ...]
 
-    def start(self, place: Path, resume: bool) -> "subprocess.Popen[bytes]":
+    def start(self, place: Path) -> "subprocess.Popen[bytes]":
         """Run the sweep of this folder, from its start or from where it was."""
-
-    def steps(self, place: Path) -> int:
-        """Taken so far, redone ones included."""
 
     def count(self, place: Path) -> Tally:
         """Of a sweep that has ended."""
@@ -63,7 +62,7 @@ def launch(command: list[str], place: Path) -> "subprocess.Popen[bytes]":
     paths = os.pathsep.join([str(HERE / "traced"), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         "PYTHONPATH": paths,
-        "STEPS_FILE": str(place / "steps.txt"),
+        "STEPS_FILE": str(place / STEPS_FILE),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
         "DS_ACCELERATOR": "cpu",
@@ -72,9 +71,15 @@ def launch(command: list[str], place: Path) -> "subprocess.Popen[bytes]":
         return subprocess.Popen([sys.executable, *command], stdout=said, stderr=said, cwd=place, env=environment)
 
 
+def steps_taken(place: Path) -> int:
+    """In a sweep so far, redone ones included."""
+    path = place / STEPS_FILE
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def traced(place: Path) -> list[tuple[str, int]]:
-    path = place / "steps.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
+    """Trial and step of each step taken, in order."""
+    lines = (place / STEPS_FILE).read_text().splitlines()
     return [(trial, int(step)) for trial, step in (line.rsplit(" ", 1) for line in lines)]
 
 
@@ -113,12 +118,10 @@ class Raysft:
         if not place.exists():
             place.mkdir()
             self._write(place, workers)
-            assert self.start(place, resume=False).wait() == 0, f"see {place}/said.txt"
+            assert self.start(place).wait() == 0, f"see {place}/said.txt"
         return self._losses(place)
 
     def _write(self, place: Path, workers: int) -> None:
-        import yaml
-
         values = {
             "name": "soak",
             "backbones": [{"name": "tiny", "path": str(self.materials / "backbone")}],
@@ -145,15 +148,11 @@ class Raysft:
         }
         (place / "sweep.yaml").write_text(yaml.safe_dump(values))
 
-    def start(self, place: Path, resume: bool) -> "subprocess.Popen[bytes]":
-        if not resume and not (place / "sweep.yaml").exists():
+    def start(self, place: Path) -> "subprocess.Popen[bytes]":
+        if not (place / "sweep.yaml").exists():
             self._write(place, workers=1 + sum(map(ord, place.name)) % 2)
         held = (place / "runs" / "soak" / "tiny").exists()  # a kill may have come before there was anything to resume
         return launch(["-m", "raysft", "sweep", "sweep.yaml", *(["--resume"] if held else [])], place)
-
-    def steps(self, place: Path) -> int:
-        path = place / "steps.txt"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def _losses(self, place: Path) -> dict[str, str]:
         """trial's config -> its losses, as they are written."""
@@ -168,9 +167,9 @@ class Raysft:
         from raysft.sweep.ledger import Ledger
 
         rows = Ledger(place / "runs" / "soak" / "tiny" / "trials").rows()
-        workers = 1 if '"count": 1' in json.dumps(_yaml(place)["workers"]) else 2
+        workers = yaml.safe_load((place / "sweep.yaml").read_text())["workers"]["count"]
         again, worst = redone(traced(place))
-        tally = Tally(sweeps=1, trials=TRIALS, steps_taken=self.steps(place), redone=again, worst_redone=worst)
+        tally = Tally(sweeps=1, trials=TRIALS, steps_taken=steps_taken(place), redone=again, worst_redone=worst)
         tally.trials_lost = TRIALS - sum(row.status == "FINISHED" for row in rows)
         tally.trials_doubled = len(rows) - len({row.trial.model_dump_json() for row in rows})
         losses = self._losses(place)
@@ -191,12 +190,6 @@ class Raysft:
         return tally
 
 
-def _yaml(place: Path) -> Any:
-    import yaml
-
-    return yaml.safe_load((place / "sweep.yaml").read_text())
-
-
 class Plain:
     name = "plain"
     victims = ("driver", "worker", "trial", "controller")
@@ -210,15 +203,11 @@ class Plain:
         place = folder / "undisturbed-plain"
         if not place.exists():
             place.mkdir()
-            assert self.start(place, resume=False).wait() == 0, f"see {place}/said.txt"
+            assert self.start(place).wait() == 0, f"see {place}/said.txt"
         self.expected = {trial: dict(points) for trial, points in self._points(place).items()}
 
-    def start(self, place: Path, resume: bool) -> "subprocess.Popen[bytes]":
+    def start(self, place: Path) -> "subprocess.Popen[bytes]":
         return launch([str(HERE / "plain_recipe.py"), str(place), str(self.backbone)], place)
-
-    def steps(self, place: Path) -> int:
-        path = place / "steps.txt"
-        return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def _runs(self, place: Path) -> tuple[MlflowClient, list[Any]]:
         client = MlflowClient(f"sqlite:///{place}/mlflow.db")
@@ -240,14 +229,14 @@ class Plain:
         from plain_recipe import EXPONENTS
 
         again, worst = redone(traced(place))
-        tally = Tally(sweeps=1, trials=TRIALS, steps_taken=self.steps(place), redone=again, worst_redone=worst)
+        tally = Tally(sweeps=1, trials=TRIALS, steps_taken=steps_taken(place), redone=again, worst_redone=worst)
         _, runs = self._runs(place)
-        points = self._points(place)
+        points, steps_of = self._points(place), traced(place)
         named = Counter(run.data.params.get("exponent", "?") for run in runs)
         due = set(range(INTERVAL, STEPS + 1, INTERVAL))
         for exponent in map(str, EXPONENTS):
             steps = [step for step, _ in points.get(exponent, [])]
-            taken = {step for trial, step in traced(place) if trial == exponent}
+            taken = {step for trial, step in steps_of if trial == exponent}
             tally.trials_lost += max(taken, default=0) < STEPS
             tally.runs_lost += named[exponent] == 0
             tally.runs_doubled += max(0, named[exponent] - 1)

@@ -293,10 +293,10 @@ def test_halving_resumes_what_it_promotes_and_costs_little(ray_cluster: None, ma
         assert losses(folder / before.trial_id) == there[: before.step]
 
 
-def train_workers() -> list[psutil.Process]:
-    """Worker processes of groups below this process's own Ray."""
-    children = psutil.Process().children(recursive=True)
-    return [p for p in children if "RayTrainWorker" in p.name() or any("RayTrainWorker" in c for c in p.cmdline())]
+def actors(name: str, pid: int | None = None) -> list[psutil.Process]:
+    """Processes of the actors of a class, below this process or another."""
+    children = psutil.Process(pid).children(recursive=True)
+    return [child for child in children if any(f"ray::{name}" in word for word in child.cmdline())]
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
@@ -308,8 +308,11 @@ def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_killed_worker_resumes_its_trial_bitwise(ray_cluster: None, make_config: Make) -> None:
-    """SIGKILL in the middle of a trial of two workers; the same trial then runs undisturbed and must be equal."""
+def test_killed_worker_and_controller_resume_their_trial_bitwise(ray_cluster: None, make_config: Make) -> None:
+    """SIGKILL in the middle of a trial of two workers; the same trial then runs undisturbed and must be equal.
+
+    The workers need all cores, so that nothing may stay reserved for those of a controller that is gone.
+    """
     config = make_config()
     config = make_config(
         training=config.training.model_dump() | {"steps": 120, "checkpoint_every": 10}, workers={"count": 2}
@@ -320,10 +323,9 @@ def test_killed_worker_resumes_its_trial_bitwise(ray_cluster: None, make_config:
     thread = threading.Thread(target=lambda: results.extend(sweep(config, quiet(), given=lambda study: [trial, trial])))
     thread.start()
     trials = study_folder(config.for_backbone("tiny")) / "trials"
-    wait_until(lambda: bool(list(trials.glob("*/checkpoints/step-0000003*"))))
-    victims = train_workers()
-    assert victims
-    victims[0].send_signal(signal.SIGKILL)
+    for step, victim in (("0000003", "RayTrainWorker"), ("0000007", "TrainController")):
+        wait_until(lambda: bool(list(trials.glob(f"*/checkpoints/step-{step}*"))))  # noqa: B023
+        actors(victim)[0].kill()
     thread.join(timeout=300)
     (result,) = results
     assert [t.status for t in result.trials] == ["FINISHED"] * 2
@@ -367,9 +369,12 @@ def command_line(tmp_path: Path) -> Iterator[Run]:
 
 @pytest.mark.slow
 @pytest.mark.faults
-@pytest.mark.parametrize(("how", "slots", "slots_later"), [(signal.SIGTERM, 2, 1), (signal.SIGKILL, 1, 2)])
+@pytest.mark.parametrize(
+    ("victim", "how", "slots", "slots_later"),
+    [("sweep", signal.SIGTERM, 2, 1), ("sweep", signal.SIGKILL, 1, 2), ("Board", signal.SIGKILL, 1, 1)],
+)
 def test_interrupted_sweep_resumes_where_it_was(
-    command_line: Run, make_config: Make, tmp_path: Path, how: signal.Signals, slots: int, slots_later: int
+    command_line: Run, make_config: Make, tmp_path: Path, victim: str, how: signal.Signals, slots: int, slots_later: int
 ) -> None:
     """With another number of trials at once, since where a sweep runs may change."""
     config = make_config()
@@ -381,8 +386,12 @@ def test_interrupted_sweep_resumes_where_it_was(
     trials = study_folder(study) / "trials"
     first = command_line(config)
     wait_until(lambda: bool(list(trials.glob("*/result.json"))) and len(list(trials.glob("*/checkpoints/step-*"))) >= 1)
-    first.send_signal(how)
+    (first if victim == "sweep" else actors(victim, first.pid)[0]).send_signal(how)
     said, _ = first.communicate(timeout=120)
+    assert "Traceback" not in said
+    if victim == "Board":
+        assert first.returncode == 1
+        assert "the process that hands out the trials was lost. Go on with --resume." in said
     done_before = {p.parent.name: p.stat().st_mtime_ns for p in trials.glob("*/result.json")}
     if how == signal.SIGTERM:  # which raysft turns into Ctrl-C's SIGINT
         assert first.returncode == 1, said
