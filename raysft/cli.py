@@ -358,16 +358,23 @@ def main() -> None:
     except TrialFailed as error:
         print(f"raysft: {redacted(str(error))}", file=sys.stderr)
         sys.exit(FAILED)
-    except OSError as error:
-        fix = " Free some space; a sweep then goes on with --resume." if error.errno in DISK_FULL else ""
-        print(f"raysft: {redacted(str(error)).rstrip('.')}.{fix}", file=sys.stderr)
-        sys.exit(FAILED)
     except KeyboardInterrupt:
         print("raysft: interrupted", file=sys.stderr)
         sys.exit(FAILED)
-    except Exception:
-        print(redacted(traceback.format_exc()), file=sys.stderr, end="")
+    except Exception as error:
+        if (of_disk := _of_full_disk(error)) is not None:
+            fix = "Free some space; what was written is whole, and a sweep goes on with --resume."
+            print(f"raysft: {redacted(str(of_disk))}. {fix}", file=sys.stderr)
+        else:
+            print(redacted(traceback.format_exc()), file=sys.stderr, end="")
         sys.exit(FAILED)
+
+
+def _of_full_disk(error: BaseException | None) -> OSError | None:
+    """The error that this one came from; Tune hands on what breaks its callbacks as an error of its own."""
+    while error is not None and not (isinstance(error, OSError) and error.errno in DISK_FULL):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _terminated(*_: object) -> None:

@@ -40,6 +40,7 @@ def libraries_to(path: Path) -> Path:
     # Ray prints this one whatever log_to_driver says; waiting trial functions are what it counts.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     warnings.filterwarnings("ignore")
+    logging.raiseExceptions = False  # a full disk, which the log's file is on, is no reason to print tracebacks
     file = logging.FileHandler(path)
     file.setFormatter(Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[file], force=True)

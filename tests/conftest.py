@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -290,6 +291,27 @@ def _written(records: list[dict[str, Any]], path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True)
     write_records(records, path)
     return summary(records, "eval/")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        missing = "needs root, to mount a small file system"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)  # a process that writes there may end a moment later
+
+
+def fill(place: Path, leaving: int) -> Path:
+    """A file that takes all of the disk but so many bytes."""
+    ballast = place / "ballast"
+    with ballast.open("wb") as file:
+        file.write(bytes(max(0, shutil.disk_usage(place).free - leaving)))
+    return ballast
 
 
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")

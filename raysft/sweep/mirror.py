@@ -1,6 +1,7 @@
 """Tune's callback in the driver: mirrors what trials record in their folders to MLflow and to the terminal."""
 
 import json
+import os
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -20,8 +21,9 @@ SECONDS_BETWEEN_READS = 2.0
 class Mirror(Callback):
     def __init__(self, study: Study, board: Any, ledger: Ledger, progress: Progress) -> None:
         self.study, self.board, self.ledger, self.progress = study, board, ledger, progress
-        self.read: dict[str, int] = {}  # trial -> bytes of its metrics file already passed on
+        self.read: dict[str, tuple[int, int]] = {}  # trial -> its metrics file (inode) and the bytes passed on
         self.last_read = 0.0
+        self.broken: Exception | None = None
         self.lost = board.lost.remote()
 
     def __reduce__(self) -> tuple[type[Callback], tuple[()]]:
@@ -49,7 +51,12 @@ class Mirror(Callback):
         self._start(trial.config["trial_id"], TrialConfig.model_validate(trial.config["trial"]))
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Raises RayActorError where the board was lost: then no trial can go on, and none has failed."""
+        """Raises RayActorError where the board was lost: then no trial can go on, and none has failed.
+
+        Raises as well what broke `on_trial_complete`.
+        """
+        if self.broken:
+            raise self.broken
         if ray.wait([self.lost], timeout=0)[0]:
             ray.get(self.lost)
         if time.monotonic() - self.last_read < SECONDS_BETWEEN_READS:
@@ -63,10 +70,13 @@ class Mirror(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """What Tune calls complete may be the trial's end, or its way to a rung."""
         result = trial.last_result or {}
-        if result.get("kind") == "paused":
-            self._pause(trial.config["trial_id"])
-        elif result.get("kind") == "finished":
-            self._end(trial.config, result, "FINISHED")
+        try:
+            if result.get("kind") == "paused":
+                self._pause(trial.config["trial_id"])
+            elif result.get("kind") == "finished":
+                self._end(trial.config, result, "FINISHED")
+        except Exception as error:  # Tune would take a full disk here for a failure of the trial, and repeat that
+            self.broken = error
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self.board.cancel.remote(trial.config["trial_id"], "drop")
@@ -108,14 +118,15 @@ class Mirror(Callback):
         path = self.ledger.folder / trial_id / METRICS
         if not path.exists():
             return
-        start = self.read.get(trial_id, 0)
-        if path.stat().st_size < start:  # cut back by a resume
-            start = 0
         with path.open("rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            known, start = self.read.get(trial_id, (inode, 0))
+            if inode != known:  # a resume cut it back, and it may have grown beyond `start` since then
+                start = 0
             file.seek(start)
             data = file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        self.read[trial_id] = start + len(whole)
+        self.read[trial_id] = inode, start + len(whole)
         points = [json.loads(line) for line in whole.splitlines()]
         if points:
             self.study.log_points(trial_id, points)

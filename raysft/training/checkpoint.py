@@ -4,9 +4,11 @@ A folder `step-00000020` holds what every rank wrote and `manifest.json`: step, 
 hash of each file.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -60,10 +62,11 @@ def _told(temporary: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(temporary).free / 2**20
         shutil.rmtree(temporary, ignore_errors=True)
-        reason = str(error).splitlines()[0] if isinstance(error, OSError) else "writing failed"
+        code = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSPC  # torch names none
         raise OSError(
-            f"the checkpoint {temporary.name[1:]} cannot be written to {temporary.parent} ({reason}), where "
-            f"{free:.1f} MiB were free. The one before it is whole: free some space and resume."
+            code,
+            f"the checkpoint {temporary.name[1:]} cannot be written to {temporary.parent} "
+            f"({os.strerror(code)}), where {free:.1f} MiB were free; the one before it is whole",
         ) from error
 
 

@@ -25,7 +25,7 @@ from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
 from raysft.objectives import IGNORE_INDEX, Power
 from raysft.objectives.head import AnyObjective, HeadOutput
-from raysft.publish import publish
+from raysft.publish import append, publish
 from raysft.ranks import Ranks
 from raysft.training import checkpoint
 from raysft.training.clock import Clock
@@ -303,8 +303,7 @@ class MetricLog:
 
     def flush(self) -> None:
         if self.writes and self.pending:
-            with self.path.open("a") as file:
-                file.write("".join(line + "\n" for line in self.pending))
+            append(self.path, "".join(line + "\n" for line in self.pending))
         self.pending.clear()
 
     def at(self, step: int) -> Metrics:

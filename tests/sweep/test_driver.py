@@ -25,6 +25,7 @@ from raysft.progress import Progress
 from raysft.records import read_records
 from raysft.sweep.driver import baselines, slots_that_fit, study_folder, sweep
 from raysft.sweepfile import dump
+from tests.conftest import fill
 
 Make = Callable[..., SweepConfig]
 Run = Callable[..., subprocess.Popen[str]]
@@ -415,6 +416,32 @@ def test_interrupted_sweep_resumes_where_it_was(
     bench = bench_here(study.model_copy(update={"output": tmp_path / "other"}))
     bench.run(Job("plain", trial, tmp_path / "plain"))
     assert losses(interrupted[0]) == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_a_sweep_on_a_full_disk_says_so_and_resumes(command_line: Run, make_config: Make, small_disk: Path) -> None:
+    """All of it lies there: checkpoints, the ledger, MLflow's database, logs."""
+    config = make_config()
+    training = config.training.model_dump() | {"steps": 60, "checkpoint_every": 5}
+    config = make_config(output=str(small_disk / "runs"), training=training, workers=ONE_AT_ONCE)
+    first = command_line(config)
+    trials = study_folder(config.for_backbone("tiny")) / "trials"
+    wait_until(lambda: bool(list(trials.glob("*/checkpoints/step-*"))))
+    ballast = fill(small_disk, leaving=0)
+    said, _ = first.communicate(timeout=300)
+    assert first.returncode == 1
+    assert "Traceback" not in said
+    assert "No space left on device" in said
+    assert "Free some space; what was written is whole, and a sweep goes on with --resume." in said
+    ballast.unlink()
+    second = command_line(config, "--resume")
+    said, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, said
+    _, children = runs_of(config)
+    assert [child.info.status for child in children] == ["FINISHED"] * 5
+    for child in children:
+        assert steps_of(config, child) == list(range(1, 61))
 
 
 @pytest.mark.slow
