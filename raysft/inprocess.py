@@ -30,13 +30,14 @@ def train_here(config: SweepConfig, trial: TrialConfig, say: Say) -> TrialResult
     for note in bench.notes():
         say(note)
     trial = _resolved(trial, bench, say)
-    folder = config.folder / config.backbone.name / "in-process" / trial.name()
+    place = config.store.below(config.backbone.name, "in-process", trial.name())
 
     def report(step: int, metrics: dict[str, float]) -> None:
         say(f"step {step}/{bench.steps}  " + "  ".join(f"{k} {v:.4f}" for k, v in sorted(metrics.items())))
 
-    result = bench.run(Job(folder.name, trial, folder), report, export=lambda metrics: True)
-    say(f"{trial.objective.label()}: {folder}")
+    job = Job(trial.name(), trial, place.folder, uri=place.uri)
+    result = bench.run(job, report, export=lambda metrics: True)
+    say(f"{trial.objective.label()}: {place.uri or place.folder}")
     return result
 
 

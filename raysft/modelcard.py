@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 CARD = "README.md"
 
 
-def write_card(folder: Path, config: SweepConfig, result: "StudyResult") -> None:
+def write_card(folder: Path, config: SweepConfig, result: "StudyResult") -> Path:
     """folder: of the best trial's model; config: the study's, made by for_backbone. result.best is not None."""
     assert result.best is not None
-    (folder / CARD).write_text(redacted(card(config, result, result.best)), encoding="utf-8")
+    path = folder / CARD
+    path.write_text(redacted(card(config, result, result.best)), encoding="utf-8")
+    return path
 
 
 def card(config: SweepConfig, result: "StudyResult", best: "TrialRow") -> str:

@@ -10,7 +10,6 @@ import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -25,7 +24,6 @@ from raysft.errors import InputError, TrialFailed
 from raysft.evaluation import Problems, evaluate, load_problems, write_records
 from raysft.evaluation.decoding import why_not
 from raysft.probe import probe
-from raysft.publish import publish
 from raysft.ranks import Ranks
 from raysft.training.clock import Clock
 from raysft.training.engine import Engine, PlainEngine
@@ -189,7 +187,7 @@ class Bench:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                (job.folder / OUT_OF_MEMORY[times]).touch()
+                job.store.publish(job.folder / OUT_OF_MEMORY[times], "")
                 if self.ranks.world > 1:
                     raise
             gc.collect()  # what the error held
@@ -198,11 +196,13 @@ class Bench:
 
     def _out_of_memory(self, job: Job) -> int:
         """How often the trial ran out of memory. Raises TrialFailed where that was twice. Collective."""
+        if self.ranks.rank == 0:
+            job.store.pull(job.folder, but=("checkpoints", "model"))
         marks = [job.folder / name for name in OUT_OF_MEMORY]
         times: int = self.ranks.broadcast(sum(mark.exists() for mark in marks))
         if times == len(marks):
-            for mark in marks:  # whoever resumes it may have mended the cause
-                mark.unlink(missing_ok=True)
+            for mark in marks if self.ranks.rank == 0 else []:  # whoever resumes it may have mended the cause
+                job.store.remove(mark)
             tokens = self.config.training.micro_batch_tokens
             raise TrialFailed(
                 f"memory ran out with training.micro_batch_tokens {tokens}, and again with {tokens // 2}: lower it, "
@@ -237,7 +237,7 @@ class Bench:
         if self.ranks.rank == 0:
             job.folder.mkdir(parents=True, exist_ok=True)
             if not (record := job.folder / "trial.json").exists():  # a sweep's driver writes its own
-                publish(record, job.trial.model_dump_json(indent=1))
+                job.store.publish(record, job.trial.model_dump_json(indent=1))
         self.ranks.barrier()
         torch.manual_seed(job.trial.seed)  # LoRA's initial weights
         clock = Clock(on_gpu=self.device.type == "cuda")
@@ -245,7 +245,7 @@ class Bench:
             engine, flops = self._start(job.trial, clock)
         try:
             loop = Loop(
-                config, job.trial, engine, self.train, self.ranks, job.folder, identity, self.collate, self.steps,
+                config, job.trial, engine, self.train, self.ranks, job.store, identity, self.collate, self.steps,
                 clock, flops,
             )  # fmt: skip
             hooks = Hooks(lambda: self._evaluate(config, engine, job), report, stop)
@@ -253,7 +253,7 @@ class Bench:
             if outcome.stopped:
                 return TrialResult(STATUS[outcome.stopped], outcome.step, outcome.metrics)
             if self.ranks.broadcast(self.ranks.rank == 0 and export(outcome.metrics)):
-                self._export(engine, job.folder / "model")
+                self._export(engine, job)
             return self._finish(job, TrialResult("finished", outcome.step, outcome.metrics))
         finally:
             engine.close()
@@ -290,19 +290,22 @@ class Bench:
         evaluation = evaluate(model, self.tokenizer, self.heldout, config, self.ranks, self.device, seed, part=part)
         if self.ranks.rank == 0 and evaluation.records:
             write_records(evaluation.records, job.folder / "completions.jsonl.gz")
+            job.store.push(job.folder / "completions.jsonl.gz")
         return evaluation.metrics
 
-    def _export(self, engine: Engine, folder: Path) -> None:
+    def _export(self, engine: Engine, job: Job) -> None:
         model = engine.full_model()
         if self.ranks.rank == 0:
+            folder = job.folder / "model"
             temporary = folder.with_name(f".{folder.name}")
             shutil.rmtree(temporary, ignore_errors=True)
             whole = merged(self._unshared(model) if self.lanes else model)
             whole.config.use_cache = True
             whole.save_pretrained(temporary)
             self.tokenizer.save_pretrained(temporary)
-            shutil.rmtree(folder, ignore_errors=True)
+            job.store.remove(folder)
             temporary.rename(folder)
+            job.store.push(folder)
         self.ranks.barrier()
 
     def _unshared(self, model: Model) -> Model:
@@ -314,8 +317,8 @@ class Bench:
     def _finish(self, job: Job, result: TrialResult) -> TrialResult:
         """Publish the result; the checkpoints have served."""
         if self.ranks.rank == 0:
-            publish(job.folder / RESULT, json.dumps({"step": result.step, "metrics": result.metrics}))
-            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+            job.store.publish(job.folder / RESULT, json.dumps({"step": result.step, "metrics": result.metrics}))
+            job.store.remove(job.folder / "checkpoints")
         self.ranks.barrier()
         return result
 

@@ -1,11 +1,13 @@
 """A tiny real backbone, tiny real data, made-up sweeps in a real MLflow, and one local Ray for the whole session."""
 
 import json
+import logging
 import os
 import random
 import shutil
 import signal
 import subprocess
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,6 +293,36 @@ def _written(records: list[dict[str, Any]], path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True)
     write_records(records, path)
     return summary(records, "eval/")
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a store that speaks S3, on loopback; its keys lie in the environment."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anything", "AWS_DEFAULT_REGION": "us-east-1"}
+    before = dict(os.environ)
+    os.environ |= {"AWS_ENDPOINT_URL": f"http://{host}:{port}", **keys}
+    yield os.environ["AWS_ENDPOINT_URL"]
+    for name in ("AWS_ENDPOINT_URL", *keys):
+        os.environ.pop(name)
+        if name in before:
+            os.environ[name] = before[name]
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: str) -> str:
+    """The address of a folder in a new bucket."""
+    from pyarrow import fs
+
+    name = f"bucket-{uuid.uuid4().hex[:8]}"
+    fs.FileSystem.from_uri(f"s3://{name}/?allow_bucket_creation=true")[0].create_dir(name)
+    return f"s3://{name}/team/runs"
 
 
 @pytest.fixture

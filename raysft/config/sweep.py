@@ -16,6 +16,7 @@ from raysft.config.source import Revision, Source
 from raysft.config.space import PAPER_BASELINES, AnyObjective, SpaceConfig
 from raysft.errors import did_you_mean
 from raysft.objectives.base import Probability
+from raysft.store import Store
 from raysft.strict import Strict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100)]
@@ -261,7 +262,14 @@ OVERRIDABLE = ("data", "space", "training", "zero", "workers", "evaluation", "pr
 
 class SweepConfig(Strict):
     name: Name
-    output: Path = Path("runs")
+    output: Path = Field(
+        default=Path("runs"), description="folder that all machines see, or, with storage, one on each"
+    )
+    storage: str | None = Field(
+        default=None,
+        pattern=r"^(s3|gs|abfss?)://[A-Za-z0-9][\w.-]*(/[\w.-]+)*/?$",
+        description="bucket and folder in it, such as s3://bucket/runs, that keep what is written to output",
+    )
     seed: int = Field(default=0, ge=0, description="of training, evaluation and the order of the data")
     backbones: Annotated[list[BackboneConfig], Field(min_length=1)]
     data: DataConfig
@@ -329,6 +337,11 @@ class SweepConfig(Strict):
     def folder(self) -> Path:
         return self.output / self.name
 
+    @property
+    def store(self) -> Store:
+        """Of the sweep's folder."""
+        return Store(self.output, self.storage).below(self.name)
+
     def all_baselines(self) -> list[AnyObjective]:
         """The paper's four and the file's own, each once."""
         return list(dict.fromkeys([*PAPER_BASELINES, *self.baselines]))
@@ -368,13 +381,19 @@ class TrialConfig(Strict):
 class Job:
     """A trial as it is handed to a group of workers. Its objective's threshold is already a probability.
 
-    until: completed steps after which it saves and hands its group back; None: it runs to its end.
+    until: completed steps after which it saves and hands its group back; None: it runs to its end. uri: of the place in
+    a bucket that keeps the folder, if one does.
     """
 
     trial_id: str
     trial: TrialConfig
     folder: Path
     until: int | None = None
+    uri: str | None = None
+
+    @property
+    def store(self) -> Store:
+        return Store(self.folder, self.uri)
 
 
 def _merge(base: Any, override: Any) -> Any:

@@ -29,7 +29,7 @@ from raysft.evidence import earlier_studies
 from raysft.exposure import check_mlflow, check_ray
 from raysft.preflight import check_written
 from raysft.progress import Progress
-from raysft.publish import publish
+from raysft.store import Store, check_storage
 from raysft.sweep.board import ON_HEAD
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
@@ -97,6 +97,7 @@ def sweep(
     config = absolute(config)
     check_written(config)
     check_mlflow(config.tracking.uri)
+    check_storage(config.storage)
     if not ray.is_initialized():
         check_ray(address or os.environ.get("RAY_ADDRESS"))
     studies = [config.for_backbone(b.name) for b in config.backbones]
@@ -144,19 +145,30 @@ def baselines(config: SweepConfig) -> list[TrialConfig]:
     ]
 
 
+def study_store(config: SweepConfig) -> Store:
+    return config.store.below(config.backbone.name)
+
+
 def study_folder(config: SweepConfig) -> Path:
-    return config.folder / config.backbone.name
+    return study_store(config).folder
 
 
 def _claim(config: SweepConfig, resume: bool) -> None:
     """Refuse to mix a new run into an old one, or two settings in one study, and make the folder."""
-    folder = study_folder(config)
-    if folder.exists() and any(folder.iterdir()) and not resume:
+    store, folder = study_store(config), study_folder(config)
+    if store.names(folder) and not resume:
         raise InputError(
-            str(folder),
+            store.uri or str(folder),
             "holds an earlier run of this sweep.",
             "Continue it with --resume, or give another name: --set name=... (or remove the folder).",
         )
+    if (folder / SETTINGS).exists() and not store.names(folder):
+        raise InputError(
+            f"storage {config.storage}",
+            f"holds nothing of the run that lies in {folder}.",
+            "Copy that folder there first, resume without storage, or give another name: --set name=...",
+        )
+    store.pull(folder, but=("checkpoints", "model", "groups"))
     earlier = folder / SETTINGS
     changed = _changes(json.loads(earlier.read_text()), _settings(config)) if earlier.exists() else []
     if changed:
@@ -225,7 +237,9 @@ class _Study:
     ) -> None:
         self.config, self.given, self.tracking, self.progress, self.resume = config, given, tracking, progress, resume
         self.folder = study_folder(config)
-        self.ledger = Ledger(self.folder / "trials")
+        self.store = study_store(config)
+        trials = self.store.below("trials")
+        self.ledger = Ledger(trials.folder, trials.uri)
         rows = self.ledger.rows()
         self.total = planned(config, len(given), rows)
         self.left = self.total - sum(row.ended for row in rows)
@@ -236,12 +250,12 @@ class _Study:
     def run(self, groups: GroupsInTurn, last: bool) -> StudyResult:
         """last: no study comes after it, so that groups without a trial can end."""
         name = self.config.backbone.name
-        publish(self.folder / SETTINGS, json.dumps(_settings(self.config), indent=1))
+        self.store.publish(self.folder / SETTINGS, json.dumps(_settings(self.config), indent=1))
         self.progress.study(self.config, self.total, self.at_once)
         tracked = self.tracking.start_study(self.config, resume=self.resume)
         # Promoted trials come again, and how many confirm the result is known only by its winner.
         expected = None if self.config.search.asha or self.config.confirm else self.left
-        board = groups.open(self.config, self.slots, str((self.folder / "groups").resolve()), expected, last)
+        board = groups.open(self.config, self.slots, self._groups(), expected, last)
         result = None
         try:
             capability = self._measure(board, tracked)
@@ -258,6 +272,11 @@ class _Study:
                 groups.end_study()
             self._end(tracked, result)
 
+    def _groups(self) -> str:
+        """Where Ray Train keeps what it has to say of its runs: every node must see it."""
+        kept = self.store.below("groups")
+        return kept.uri or str(kept.folder.resolve())
+
     def _measure(self, board: Any, tracked: TrackedStudy) -> Capability:
         """The capability and facts of the data that the first group measured, now or before an interruption."""
         path = self.folder / "probe.json"
@@ -266,7 +285,7 @@ class _Study:
         text, refusal = ray.get(board.measurement.remote())
         if text is None:
             raise InputError(f"backbone '{self.config.backbone.name}'", refusal)
-        publish(path, text)
+        self.store.publish(path, text)
         measured = json.loads(text)
         tracked.log_capability(measured["capability"])
         sources = {"train": self.config.data.train, "heldout": self.config.data.heldout or self.config.data.train}
@@ -288,7 +307,7 @@ class _Study:
             if note:
                 self.progress.note(note)
             advice = advise(capability, evidence)
-            publish(path, advice.to_json())
+            self.store.publish(path, advice.to_json())
         tracked.log_advice(advice)
         return advice
 
@@ -302,7 +321,7 @@ class _Study:
         if not self.left:
             return
         shutil.rmtree(self.folder / TUNE, ignore_errors=True)
-        trainable = partial(run_trial, board=board, folder=str(self.ledger.folder))
+        trainable = partial(run_trial, board=board, store=self.ledger.store)
         tune.Tuner(
             tune.with_resources(trainable, TRIAL_RESOURCES),
             tune_config=tune.TuneConfig(
@@ -336,13 +355,13 @@ class _Study:
             return
         best = result.best
         if not result.interrupted:
-            keep_models(self.config, self.folder, result, tracked)
+            keep_models(self.config, self.ledger.store, result, tracked)
         summary: dict[str, float | str] = {}
         if best:
             summary = {**best.metrics, "best_trial": best.trial_id, "best_objective": best.trial.objective.label()}
         tracked.end("KILLED" if result.interrupted else "FINISHED", summary)
-        publish(self.folder / RESULT, _as_json(result))
-        write_optuna(self.config, result.capability, self.ledger, tracked.run_ids())
+        self.store.publish(self.folder / RESULT, _as_json(result))
+        self.store.push(write_optuna(self.config, result.capability, self.ledger, tracked.run_ids()))
         self.progress.ended(result.interrupted)
 
 

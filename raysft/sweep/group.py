@@ -8,16 +8,18 @@ import gc
 import json
 import math
 import os
+import shutil
 import threading
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from queue import Queue
 from typing import Any
 
 import ray
 
-from raysft.config import SweepConfig, WorkersConfig
+from raysft.config import Job, SweepConfig, WorkersConfig
 from raysft.errors import InputError, TrialFailed
 from raysft.quiet import libraries_quiet
 from raysft.redaction import redacted
@@ -51,7 +53,7 @@ def _group_loop(settings: dict[str, Any]) -> None:
     prepare_process(workers)
     from raysft.ranks import Ranks
 
-    ranks = Ranks()
+    ranks = Ranks(apart=settings["apart"])
     slot, board = settings["slot"], settings["board"]
     seats = [Seat(board, (slot, lane)) if ranks.rank == 0 else None for lane in range(workers.lanes)]
     if seats[0]:
@@ -174,13 +176,25 @@ def _run(bench: Any, job: Any, seat: Seat | None) -> None:
             return bool(seat.ask("improves", metrics[metric]))
         return config.export == "all"
 
+    job = _on_this_node(job, config)
     try:
         result = bench.run(job, report, seat.watch(job.trial_id) if seat else lambda: None, export)
         ended = Report(result.status, result.step, result.metrics)
     except TrialFailed as error:
         ended = Report("failed", reason=redacted(str(error)))
+    if job.uri is not None and bench.ranks.keeps_files:
+        shutil.rmtree(job.folder, ignore_errors=True)
     if seat:
         seat.report(job.trial_id, ended)
+
+
+def _on_this_node(job: Job, config: SweepConfig) -> Job:
+    """With a folder of this node's own where a bucket keeps it, so that no two nodes, nor the driver, write to one."""
+    if job.uri is None:
+        return job
+    node = ray.get_runtime_context().get_node_id()
+    study = (config.output / ".nodes" / node / config.name / config.backbone.name).absolute()
+    return replace(job, folder=study / job.trial_id)
 
 
 def _device() -> Any:

@@ -52,7 +52,7 @@ class GroupsInTurn:
         if self._groups and (self._groups.workers != study.workers or self._groups.slots < slots):
             self.close("drop")
         if self._groups is None:
-            self._groups = _Groups(study.workers, slots, folder)
+            self._groups = _Groups(study.workers, slots, folder, apart=study.storage is not None)
         board = self._groups.board
         ray.get(board.open.remote(study.model_dump(mode="json"), study.search.mode == "max", expected, last))
         return board
@@ -72,11 +72,11 @@ class GroupsInTurn:
 class _Groups:
     """Threads of the driver: Ray Train's fit() waits for its group as long as that lives."""
 
-    def __init__(self, workers: WorkersConfig, slots: int, folder: str) -> None:
+    def __init__(self, workers: WorkersConfig, slots: int, folder: str, apart: bool) -> None:
         self.workers, self.slots = workers, slots
         self.board = start_board(workers.max_failures)
         self._threads = [
-            threading.Thread(target=_keep_group, args=(self.board, slot, workers, folder), daemon=True)
+            threading.Thread(target=_keep_group, args=(self.board, slot, workers, folder, apart), daemon=True)
             for slot in range(slots)
         ]
         for thread in self._threads:
@@ -90,11 +90,11 @@ class _Groups:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> None:
+def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str, apart: bool) -> None:
     """Start the slot's group, and start it again as often as the board wants. Runs in a thread of the driver."""
     try:
         while ray.get(board.wanted.remote(slot, not workers.reuse)):
-            if (reason := _run_group(board, slot, workers, folder)) is None:
+            if (reason := _run_group(board, slot, workers, folder, apart)) is None:
                 continue
             # Where Train's own process was lost, nobody else gives the workers' resources back.
             if (reserved := ray.get(board.left_behind.remote(slot))) is not None:
@@ -105,8 +105,8 @@ def _keep_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> N
         return
 
 
-def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> str | None:
-    """One group, as long as it lives. Returns what broke it."""
+def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str, apart: bool) -> str | None:
+    """One group, as long as it lives. apart: its nodes share no folder. Returns what broke it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -116,7 +116,12 @@ def _run_group(board: Any, slot: int, workers: WorkersConfig, folder: str) -> st
     with TemporaryDirectory(prefix="raysft-", ignore_cleanup_errors=True) as meeting:
         trainer = TorchTrainer(
             group_loop,
-            train_loop_config={"board": board, "slot": slot, "workers": workers.model_dump(mode="json")},
+            train_loop_config={
+                "board": board,
+                "slot": slot,
+                "workers": workers.model_dump(mode="json"),
+                "apart": apart,
+            },
             scaling_config=ScalingConfig(
                 num_workers=workers.count, use_gpu=on_gpu, resources_per_worker=dict(workers.resources)
             ),

@@ -5,14 +5,13 @@ loses no trial and begins none twice.
 """
 
 import json
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from raysft.config import TrialConfig
-from raysft.publish import publish
+from raysft.store import Store
 
 Status = Literal["FINISHED", "KILLED", "FAILED", "INTERRUPTED"]
 BEGUN, ENDED, METRICS, PROMOTED = "trial.json", "end.json", "metrics.jsonl", "promoted.json"
@@ -36,10 +35,10 @@ class TrialRow:
 
 
 class Ledger:
-    """folder: of a study's trials. One process writes at a time."""
+    """folder: of a study's trials; uri: as in Store. One process writes at a time."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, uri: str | None = None) -> None:
+        self.folder, self.store = folder, Store(folder, uri)
 
     def rows(self) -> list[TrialRow]:
         """All trials in the order in which they began."""
@@ -49,16 +48,16 @@ class Ledger:
         """Record a new trial; its id is its number."""
         trial_id = f"{len(self._folders()):04d}"
         (self.folder / trial_id).mkdir(parents=True, exist_ok=True)
-        publish(self.folder / trial_id / BEGUN, trial.model_dump_json(indent=1))
+        self.store.publish(self.folder / trial_id / BEGUN, trial.model_dump_json(indent=1))
         return trial_id
 
     def begin_again(self, trial_id: str) -> None:
         """A trial that did not end well runs again."""
-        (self.folder / trial_id / ENDED).unlink(missing_ok=True)
+        self.store.remove(self.folder / trial_id / ENDED)
 
     def promote(self, trial_id: str, until: int) -> None:
         """Record, before the trial goes on, to which step."""
-        publish(self.folder / trial_id / PROMOTED, json.dumps({"until": until}))
+        self.store.publish(self.folder / trial_id / PROMOTED, json.dumps({"until": until}))
 
     def promoted(self, trial_id: str) -> int | None:
         """The step to which the trial was promoted last; None where it never was."""
@@ -68,9 +67,9 @@ class Ledger:
     def end(self, row: TrialRow) -> None:
         """A stopped trial's checkpoints go with it."""
         end = {"status": row.status, "step": row.step, "reason": row.reason, "metrics": row.metrics}
-        publish(self.folder / row.trial_id / ENDED, json.dumps(end, indent=1))
+        self.store.publish(self.folder / row.trial_id / ENDED, json.dumps(end, indent=1))
         if row.status == "KILLED":
-            shutil.rmtree(self.folder / row.trial_id / "checkpoints", ignore_errors=True)
+            self.store.remove(self.folder / row.trial_id / "checkpoints")
 
     def points(self, trial_id: str) -> dict[int, dict[str, float]]:
         """step -> metrics that a trial recorded."""

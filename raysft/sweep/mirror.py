@@ -16,6 +16,7 @@ from raysft.sweep.ledger import METRICS, Ledger, Status, TrialRow
 from raysft.tracking import Study
 
 SECONDS_BETWEEN_READS = 2.0
+SECONDS_BETWEEN_PULLS = 10.0  # from a bucket
 
 
 class Mirror(Callback):
@@ -59,7 +60,8 @@ class Mirror(Callback):
             raise self.broken
         if ray.wait([self.lost], timeout=0)[0]:
             ray.get(self.lost)
-        if time.monotonic() - self.last_read < SECONDS_BETWEEN_READS:
+        pause = SECONDS_BETWEEN_READS if self.ledger.store.uri is None else SECONDS_BETWEEN_PULLS
+        if time.monotonic() - self.last_read < pause:
             return
         self.last_read = time.monotonic()
         for trial in trials:
@@ -110,12 +112,14 @@ class Mirror(Callback):
     def _end_run(self, row: TrialRow) -> None:
         assert row.status != "INTERRUPTED"
         completions = self.ledger.folder / row.trial_id / "completions.jsonl.gz"
+        self.ledger.store.pull(completions)
         records = completions if completions.exists() else None
         self.study.end_trial(row.trial_id, row.status, row.reason, completions=records)
 
     def _pass_on(self, trial_id: str) -> None:
         """Hand the new lines of the trial's metrics file to tracking, which drops what it has already."""
         path = self.ledger.folder / trial_id / METRICS
+        self.ledger.store.pull(path)
         if not path.exists():
             return
         with path.open("rb") as file:

@@ -16,7 +16,6 @@ from raysft import __version__
 from raysft.advisor import Advice
 from raysft.config import ReasoningGymSource, Source, SweepConfig, TrialConfig
 from raysft.errors import InputError
-from raysft.publish import publish
 from raysft.redaction import redacted
 from raysft.tracking.describing import NOTE, name_of, params_of, study_note, tags_of, trial_tags
 from raysft.tracking.evaluations import log_completions
@@ -253,9 +252,10 @@ class Study:
 
 def _study_id(config: SweepConfig, resume: bool) -> str:
     """The id of the study in this output folder: others may run a sweep of the same name on the same server."""
-    path = config.folder.resolve() / config.backbone.name / STUDY_ID
+    store = config.store.below(config.backbone.name)
+    path = store.folder / STUDY_ID
     if resume and path.exists() and (found := path.read_text().strip()):
         return found
     path.parent.mkdir(parents=True, exist_ok=True)
-    publish(path, made := uuid.uuid4().hex)
+    store.publish(path, made := uuid.uuid4().hex)
     return made

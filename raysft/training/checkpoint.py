@@ -1,5 +1,7 @@
 """Checkpoints of one trial: written beside, then published by one rename with a manifest; a broken one is passed over.
 
+In a bucket, which renames nothing, the manifest comes last, and what has none is passed over.
+
 A folder `step-00000020` holds what every rank wrote and `manifest.json`: step, world size, config hash, and size and
 hash of each file.
 """
@@ -18,6 +20,7 @@ from typing import Any
 
 from raysft.errors import TrialFailed
 from raysft.ranks import Ranks
+from raysft.store import Store
 
 MANIFEST = "manifest.json"
 TORCHS_WRITER = "inline_container"  # in its errors, which are of no kind of their own and say nothing of the disk
@@ -25,31 +28,50 @@ log = logging.getLogger(__name__)
 
 
 def save(
-    root: Path, step: int, identity: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int
+    store: Store, step: int, identity: dict[str, Any], ranks: Ranks, write: Callable[[Path], None], keep: int
 ) -> None:
     """Publish the checkpoint of `step` (completed optimizer steps) and keep the newest `keep`. Collective.
 
-    write(folder) writes this rank's files; identity is stored and compared by `latest`. Raises OSError where the disk
-    does not take them: the checkpoints before are left as they are. A rank that raises leaves the others waiting.
+    store: of the trial's checkpoints; write(folder) writes this rank's files; identity is stored and compared by
+    `latest`. Raises OSError where the disk does not take them: the checkpoints before are left as they are. A rank that
+    raises leaves the others waiting.
     """
-    temporary = root / f".step-{step:08d}"
-    if ranks.rank == 0:
+    final = store.folder / f"step-{step:08d}"
+    temporary = final.with_name(f".{final.name}")
+    if ranks.keeps_files:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     ranks.barrier()
     with _told(temporary):
         write(temporary)
     ranks.barrier()
+    parts = ranks.gather(_describe(temporary) if ranks.keeps_files else {})
+    files = {path: described for part in parts for path, described in part.items()}
+    manifest = json.dumps(identity | {"step": step, "world_size": ranks.world, "files": files}, indent=1)
     if ranks.rank == 0:
-        final = root / f"step-{step:08d}"
-        manifest = identity | {"step": step, "world_size": ranks.world, "files": _describe(temporary)}
-        with _told(temporary):
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        for old in sorted(root.glob("step-*"))[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        store.remove(final)
     ranks.barrier()
+    if ranks.keeps_files:
+        with _told(temporary):
+            if store.uri is None:
+                (temporary / MANIFEST).write_text(manifest)
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+        store.push(final)
+    ranks.barrier()
+    if ranks.rank == 0:
+        if store.uri is not None:  # what has no manifest is no checkpoint yet
+            store.publish(final / MANIFEST, manifest)
+        for old in _steps(store)[:-keep]:
+            store.remove(store.folder / old)
+    ranks.barrier()
+    if ranks.keeps_files and store.uri is not None:
+        shutil.rmtree(store.folder)
+
+
+def _steps(store: Store) -> list[str]:
+    """Names of the checkpoints, whole or not, the oldest first."""
+    return [name for name in store.names(store.folder) if name.startswith("step-")]
 
 
 @contextmanager
@@ -79,34 +101,36 @@ class Checkpoint:
     world: int
 
 
-def latest(root: Path, identity: dict[str, Any], ranks: Ranks) -> Checkpoint | None:
+def latest(store: Store, identity: dict[str, Any], ranks: Ranks) -> Checkpoint | None:
     """The newest whole checkpoint, the same on every rank; None where there is none. Collective.
 
     Raises TrialFailed where it was written by another configuration.
     """
-    found = _latest(root) if ranks.rank == 0 else None
-    found = ranks.broadcast(found)
-    if found is None:
-        return None
-    folder, manifest = found
-    for key, value in identity.items():
-        if manifest.get(key) != value:
-            raise TrialFailed(f"{folder} was written with {key} {manifest.get(key)}, but this run has {value}.")
-    return Checkpoint(folder, int(manifest["step"]), int(manifest["world_size"]))
-
-
-def _latest(root: Path) -> tuple[Path, dict[str, Any]] | None:
-    for folder in sorted(root.glob("step-*"), reverse=True):
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            whole = manifest["files"] == _describe(folder) and f"step-{manifest['step']:08d}" == folder.name
-            whole = whole and manifest["world_size"] > 0
-        except (OSError, ValueError, KeyError, TypeError):
-            whole = False
-        if whole:
-            return folder, manifest
-        log.warning("%s is damaged; going back to the checkpoint before it.", folder)
+    for name in reversed(ranks.broadcast(_steps(store) if ranks.rank == 0 else None)):
+        folder = store.folder / name
+        if ranks.keeps_files:
+            store.pull(folder)
+        manifest = _manifest(folder) if ranks.keeps_files else {}
+        if None in ranks.gather(manifest if manifest is None else {}):
+            if ranks.rank == 0:
+                log.warning("%s is damaged; going back to the checkpoint before it.", folder)
+            continue
+        manifest = ranks.broadcast(manifest)
+        for key, value in identity.items():
+            if manifest.get(key) != value:
+                raise TrialFailed(f"{folder} was written with {key} {manifest.get(key)}, but this run has {value}.")
+        return Checkpoint(folder, int(manifest["step"]), int(manifest["world_size"]))
     return None
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Of a whole checkpoint; None for a damaged one."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+        whole = manifest["files"] == _describe(folder) and f"step-{manifest['step']:08d}" == folder.name
+        return manifest if whole and manifest["world_size"] > 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _describe(folder: Path) -> dict[str, list[Any]]:

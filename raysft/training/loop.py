@@ -25,8 +25,9 @@ from raysft.data.tokenized import TokenizedData
 from raysft.errors import TrialFailed
 from raysft.objectives import IGNORE_INDEX, Power
 from raysft.objectives.head import AnyObjective, HeadOutput
-from raysft.publish import append, publish
+from raysft.publish import append
 from raysft.ranks import Ranks
+from raysft.store import Store
 from raysft.training import checkpoint
 from raysft.training.clock import Clock
 from raysft.training.engine import Engine
@@ -83,7 +84,7 @@ class Loop:
         engine: Engine,
         data: TokenizedData,
         ranks: Ranks,
-        folder: Path,
+        store: Store,
         identity: dict[str, Any],
         collate: Collate,
         steps: int,
@@ -91,14 +92,14 @@ class Loop:
         flops: Flops,
     ) -> None:
         self.config, self.engine, self.data, self.ranks = config, engine, data, ranks
-        self.folder, self.identity, self.collate, self.steps = folder, identity, collate, steps
+        self.store, self.identity, self.collate, self.steps = store, identity, collate, steps
         self.clock, self.flops = clock, flops
         self.objective, self.peak, self.seed = trial.objective, trial.learning_rate, trial.seed
         self.mean_probability = trial.objective.follows_from  # this and the next, the same on every rank
         self.skipped = 0  # steps of which no update was made
         self.order = SampleOrder(len(data), config.training.global_batch_size, trial.seed)
         self.checkpoint_every = config.training.checkpoint_every or max(1, steps // 10)
-        self.log = MetricLog(folder / "metrics.jsonl", ranks)
+        self.log = MetricLog(store, ranks)
 
     def run(self, hooks: Hooks, until: int | None = None) -> Outcome:
         """Train from the newest checkpoint, or from the start, to the end or to a stop. Collective.
@@ -242,9 +243,8 @@ class Loop:
 
     def _save(self, step: int, keep: int) -> None:
         self.log.flush()
-        root = self.folder / "checkpoints"
         with self.clock("checkpoint"):
-            checkpoint.save(root, step, self.identity, self.ranks, self._write_state, keep)
+            checkpoint.save(self.store.below("checkpoints"), step, self.identity, self.ranks, self._write_state, keep)
 
     def _write_state(self, folder: Path) -> None:
         """This rank's files of a checkpoint."""
@@ -254,7 +254,7 @@ class Loop:
             (folder / STATE).write_text(json.dumps(state))
 
     def _resume(self) -> int:
-        found = checkpoint.latest(self.folder / "checkpoints", self.identity, self.ranks)
+        found = checkpoint.latest(self.store.below("checkpoints"), self.identity, self.ranks)
         if found:
             with self.clock("checkpoint"):
                 self._load(found)
@@ -294,8 +294,9 @@ def _sums(output: HeadOutput) -> torch.Tensor:
 class MetricLog:
     """Rank 0's JSON lines of metrics, one a logged step: the trial's own record, mirrored to tracking by others."""
 
-    def __init__(self, path: Path, ranks: Ranks) -> None:
-        self.path, self.writes = path, ranks.rank == 0
+    def __init__(self, store: Store, ranks: Ranks) -> None:
+        """store: of the trial."""
+        self.store, self.path, self.writes = store, store.folder / "metrics.jsonl", ranks.rank == 0
         self.pending: list[str] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -304,6 +305,7 @@ class MetricLog:
     def flush(self) -> None:
         if self.writes and self.pending:
             append(self.path, "".join(line + "\n" for line in self.pending))
+            self.store.push(self.path)
         self.pending.clear()
 
     def at(self, step: int) -> Metrics:
@@ -317,7 +319,7 @@ class MetricLog:
         """Forget what came after `step`: it will be done again."""
         if self.writes and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines(True) if _step_of(line) <= step]
-            publish(self.path, "".join(kept))
+            self.store.publish(self.path, "".join(kept))
 
 
 def _step_of(line: str) -> float:

@@ -122,7 +122,7 @@ class ZeroEngine:
     def _load_of_others(self, folder: Path) -> None:
         """Another number of ranks wrote it: DeepSpeed's universal format, made beside it, fits any."""
         universal = folder.with_name(f".{folder.name}-universal")
-        if self.ranks.rank == 0:
+        if self.ranks.keeps_files:
             shutil.rmtree(universal, ignore_errors=True)
             for file in (folder / TAG).glob("*.pt"):  # the conversion would run whatever a pickle asks for
                 load_weights(file, "cpu", IN_CHECKPOINTS)
@@ -135,7 +135,7 @@ class ZeroEngine:
         self.engine.load_checkpoint(str(universal), tag=TAG)
         self.engine._config.load_universal_checkpoint = False
         self.ranks.barrier()
-        if self.ranks.rank == 0:
+        if self.ranks.keeps_files:
             shutil.rmtree(universal, ignore_errors=True)
 
     def full_model(self) -> Model:

@@ -18,6 +18,7 @@ from raysft.errors import TrialFailed
 from raysft.inprocess import bench_here
 from raysft.objectives import Power
 from raysft.ranks import Ranks
+from raysft.store import Store
 from raysft.training.checkpoint import MANIFEST, latest, save
 from tests.conftest import fill
 
@@ -34,11 +35,11 @@ def write(folder: Path) -> None:
 
 def publish(root: Path, *steps: int, keep: int = 2) -> None:
     for step in steps:
-        save(root, step, IDENTITY, Ranks(), write, keep)
+        save(Store(root), step, IDENTITY, Ranks(), write, keep)
 
 
 def found(root: Path, identity: dict[str, object] = IDENTITY) -> tuple[int, str] | None:
-    result = latest(root, identity, Ranks())
+    result = latest(Store(root), identity, Ranks())
     return result and (result.step, result.folder.name)
 
 
@@ -84,7 +85,7 @@ def test_a_write_that_breaks_publishes_nothing_and_spoils_nothing(tmp_path: Path
 
     publish(tmp_path, 2)
     with pytest.raises(OSError, match="Disk quota exceeded"):
-        save(tmp_path, 4, IDENTITY, Ranks(), breaks, 2)
+        save(Store(tmp_path), 4, IDENTITY, Ranks(), breaks, 2)
     assert [name for name in names(tmp_path) if name.startswith("step")] == ["step-00000002"]
     assert found(tmp_path) == (2, "step-00000002")
     publish(tmp_path, 4)  # over what the broken write left
@@ -208,6 +209,6 @@ def test_torchs_own_writer_is_told_as_a_disk_that_is_full(small_disk: Path) -> N
 
     publish(small_disk, 2)
     with pytest.raises(OSError, match=r"step-00000004 cannot be written to .*disk .*, where \d+\.\d MiB were free"):
-        save(small_disk, 4, IDENTITY, Ranks(), too_much, 2)
+        save(Store(small_disk), 4, IDENTITY, Ranks(), too_much, 2)
     assert names(small_disk) == ["step-00000002"]
     assert found(small_disk) == (2, "step-00000002")

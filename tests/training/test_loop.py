@@ -18,6 +18,7 @@ from raysft.objectives import IGNORE_INDEX, Power, build, known, naive_objective
 from raysft.objectives.auto import Auto, exponent_at
 from raysft.objectives.head import Reference
 from raysft.ranks import Ranks
+from raysft.store import Store
 from raysft.training.clock import Clock
 from raysft.training.engine import PlainEngine
 from raysft.training.flops import Flops
@@ -122,7 +123,7 @@ def test_first_gradient_is_that_of_the_objective(
 
     engine.step = take  # type: ignore[method-assign]
     loop = Loop(
-        config, trial_of(objective), engine, bench.train, Ranks(), config.folder, {}, bench.collate, STEPS,
+        config, trial_of(objective), engine, bench.train, Ranks(), Store(config.folder), {}, bench.collate, STEPS,
         Clock(), Flops(model.causal_lm),
     )  # fmt: skip
     engine.train(True)

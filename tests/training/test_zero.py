@@ -20,6 +20,7 @@ from raysft.inprocess import bench_here
 from raysft.objectives import Power, build
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
+from raysft.store import Store
 from raysft.training.model import SFTModel
 from raysft.trial import Bench
 from tests.training.workers import end_group, run_group, start_group, train
@@ -173,6 +174,33 @@ def test_another_number_of_workers_goes_on_where_the_first_stopped(
         run_group(then, tmp_path / f"meet-{first}-{then}-b", train, *told, folder)
         assert losses(folder) == pytest.approx(whole, rel=3e-2 if precision == "bf16" else 1e-5), (first, then)
         assert not list(folder.glob("**/*universal*"))
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("stage", [1, 3])
+def test_machines_that_share_a_bucket_alone_go_on_for_one_another(
+    make_config: Make, tmp_path: Path, bucket: str, stage: int
+) -> None:
+    """Two machines, then two others, then one that is alone: each starts with an empty disk."""
+    config = changed(make_config, {"zero": {"stage": stage}, "training": {"checkpoint_every": 1}}, workers=2)
+    trial = TrialConfig(objective=OBJECTIVE, learning_rate=3e-3, seed=0)
+    told = (config.model_dump_json(), trial.model_dump_json())
+    run_group(2, tmp_path / "meet", train, *told, tmp_path / "whole")
+    whole = losses(tmp_path / "whole")
+    for number, (count, stop) in enumerate([(2, 2), (2, 2), (1, None)]):
+        uri = f"{bucket}/trial"
+        run_group(count, tmp_path / f"meet-{number}", train, *told, tmp_path / "trial", stop, uri)
+        kept = Store(tmp_path / f"looked-at-{number}", uri)
+        kept.pull(kept.folder)
+        if stop:
+            done = (number + 1) * stop
+            assert losses(kept.folder) == whole[:done]
+            steps = sorted(path.name for path in (kept.folder / "checkpoints").iterdir())
+            assert steps == [f"step-{done - 1:08d}", f"step-{done:08d}"]
+    assert losses(kept.folder) == pytest.approx(whole, rel=1e-5)
+    assert evaluated(kept.folder)["eval/nll"] == pytest.approx(evaluated(tmp_path / "whole")["eval/nll"], rel=1e-5)
+    assert not (kept.folder / "checkpoints").exists()
 
 
 @pytest.mark.slow

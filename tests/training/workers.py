@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tempfile
 import warnings
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -51,10 +52,16 @@ def _as_rank(rank: int, count: int, meet: Path, work: Callable[..., None], args:
     torch.distributed.destroy_process_group()
 
 
-def train(config: str, trial: str, folder: Path, stop_after: int | None = None) -> None:
-    """One trial of a study, by DeepSpeed; with stop_after, saved at the end of that step."""
+def train(config: str, trial: str, folder: Path, stop_after: int | None = None, uri: str | None = None) -> None:
+    """One trial of a study, by DeepSpeed; with stop_after, saved at the end of that step.
+
+    uri: of a bucket that keeps the folder; each worker is then on a machine of its own, with nothing on its disk.
+    """
     libraries_quiet()
-    ranks, asked = Ranks(), 0
+    if uri:
+        os.environ["LOCAL_RANK"] = "0"
+        folder = Path(tempfile.mkdtemp(dir=folder.parent)) / folder.name
+    ranks, asked = Ranks(apart=uri is not None), 0
 
     def stop() -> Any:
         nonlocal asked
@@ -64,4 +71,4 @@ def train(config: str, trial: str, folder: Path, stop_after: int | None = None) 
     study = SweepConfig.model_validate_json(config)
     study = study.model_copy(update={"workers": study.workers.model_copy(update={"count": ranks.world})})
     bench = Bench(study, "zero", ranks, torch.device("cpu"))
-    bench.run(Job(folder.name, TrialConfig.model_validate_json(trial), folder), stop=stop)
+    bench.run(Job(folder.name, TrialConfig.model_validate_json(trial), folder, uri=uri), stop=stop)
