@@ -19,6 +19,7 @@ from raysft.config import BackboneConfig
 from raysft.data.batch import Batch, Collate
 from raysft.errors import InputError
 from raysft.objectives import IGNORE_INDEX, Power, linear_objective
+from raysft.store import fetched
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ROUND_OFF = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-4, torch.float64: 1e-9}
@@ -32,12 +33,14 @@ LOUD = 1000.0  # times the logits: a soft cap leaves small ones nearly alone
 def _from_pretrained(loader: Any, config: BackboneConfig, **kwargs: Any) -> Any:
     try:
         return loader.from_pretrained(
-            config.path,
+            fetched(config.path),
             revision=config.revision,
             code_revision=config.revision,  # code that lies in another repository has no such commit, and is refused
             trust_remote_code=config.trust_remote_code,
             **kwargs,
         )
+    except InputError:
+        raise
     except UnpicklingError as error:
         reason = "has weights in a pickle, which could run any program."
         raise InputError(_place(config), reason, "Save it again with save_pretrained, as safetensors.") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from raysft.config import DataConfig, FileSource, ReasoningGymSource, Source, SweepConfig, TaskConfig
 from raysft.errors import InputError, did_you_mean
+from raysft.store import fetched, is_in_bucket
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 Shapes = dict[str, list[int]]
@@ -62,6 +63,8 @@ def check_backbone(study: SweepConfig) -> Shapes | None:
     name, path = study.backbone.name, study.backbone.path
     place = f"backbone '{name}' ({path})"
     try:
+        if is_in_bucket(path):
+            path = fetched(path)
         if Path(path).is_dir():
             return _check_folder(Path(path), study.data.template, place)
         _check_hub_id(path, place)

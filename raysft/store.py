@@ -4,17 +4,25 @@ A shared folder needs nothing of this. A bucket (S3, Google Cloud Storage, Azure
 an object is there whole or not at all; so a file is written on the machine first and put into the bucket as it is.
 """
 
+import os
 import shutil
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 from raysft.errors import InputError
 from raysft.publish import publish
 
 PROBE = ".raysft-was-here"
+FIX = (
+    "Check its name and region, and this machine's rights (AWS_PROFILE, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+    "GOOGLE_APPLICATION_CREDENTIALS, or the machine's own role)."
+)
 
 
 @dataclass(frozen=True)
@@ -132,10 +140,51 @@ def check_storage(uri: str | None) -> None:
             stream.read()
         files.delete_file(place)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"storage {uri}",
-            f"cannot be used: {reason}.",
-            "Check its name and region, and this machine's rights (AWS_PROFILE, AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, or the machine's own role).",
-        ) from None
+        raise InputError(f"storage {uri}", f"cannot be used: {_first_line(error)}.", FIX) from None
+
+
+def read_object(uri: str) -> bytes:
+    """What a bucket holds at an address. Raises InputError where that cannot be read."""
+    try:
+        files, place = _bucket(uri)
+        with files.open_input_stream(place) as stream:
+            content: bytes = stream.read()
+        return content
+    except (OSError, ValueError) as error:
+        raise InputError(uri, f"cannot be read: {_first_line(error)}.", FIX) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0].rstrip(".")
+
+
+def is_in_bucket(path: str) -> bool:
+    return path.startswith(("s3://", "gs://", "abfs://", "abfss://"))
+
+
+def fetched(path: str) -> str:
+    """A model's folder as loaders take it: what lies in a bucket is copied to this user's cache, once for each content.
+
+    Raises InputError where it cannot be read.
+    """
+    if not is_in_bucket(path):
+        return path
+    from pyarrow import fs
+
+    try:
+        files, root = _bucket(path)
+        found = [i for i in files.get_file_info(fs.FileSelector(root, recursive=True)) if i.type == fs.FileType.File]
+        content = sorted((info.path, info.size, str(info.mtime)) for info in found)
+        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysft"
+        folder = place / sha256(repr((path, content)).encode()).hexdigest()[:16]
+        if not folder.exists():
+            place.mkdir(parents=True, exist_ok=True)
+            temporary = Path(mkdtemp(dir=place))
+            for info in found:
+                _get(files, info.path, temporary / Path(info.path).relative_to(root))
+            with suppress(OSError):  # another process was faster
+                temporary.rename(folder)
+            shutil.rmtree(temporary, ignore_errors=True)
+        return str(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(path, f"cannot be read: {_first_line(error)}.", FIX) from None

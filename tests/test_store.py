@@ -1,13 +1,19 @@
 """The bucket as a store that speaks S3 on loopback, and its copies on machines."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pyarrow import fs
 
+from raysft.check import check, describe
+from raysft.config import SweepConfig
 from raysft.errors import InputError
+from raysft.inprocess import bench_here
 from raysft.store import Store, check_storage
+from raysft.sweepfile import absolute
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -112,3 +118,38 @@ def test_a_store_that_does_not_answer_is_refused(s3: str, monkeypatch: pytest.Mo
     monkeypatch.setitem(os.environ, "AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(InputError, match="storage s3://elsewhere/runs: cannot be used"):
         check_storage("s3://elsewhere/runs")
+
+
+def put(store: Store, folder: Path, name: str) -> str:
+    """The address of a copy in the bucket."""
+    place = store.below(name)
+    shutil.copytree(folder, place.folder)
+    place.push(place.folder)
+    return str(place.uri)
+
+
+def test_a_sweep_reads_data_and_backbone_from_a_bucket(
+    make_config: Callable[..., SweepConfig],
+    here: Store,
+    tiny_backbone: Path,
+    additions: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    backbone, data = put(here, tiny_backbone, "models/tiny"), put(here, additions, "data")
+    train = {"kind": "file", "path": f"{data}/train.jsonl"}
+    there = {"backbones": [{"name": "tiny", "path": backbone}], "data": {"train": train}}
+    assert dict(describe(check(make_config(**there)))) == dict(describe(check(make_config()))) | {
+        "backbone tiny": backbone
+    }
+    bench = bench_here(absolute(make_config(**there)).for_backbone("tiny"))
+    assert bench.data_facts() == bench_here(make_config().for_backbone("tiny")).data_facts()
+    assert len(list((tmp_path / "home" / "raysft").iterdir())) == 1
+
+
+def test_what_is_not_in_the_bucket_is_refused(make_config: Callable[..., SweepConfig], bucket: str) -> None:
+    with pytest.raises(InputError, match=r"s3://.*/none\.jsonl: cannot be read: .*Check its name"):
+        check(make_config(data={"train": {"kind": "file", "path": f"{bucket}/none.jsonl"}}))
+    with pytest.raises(InputError, match=r"s3://.*/none: cannot be read"):
+        check(make_config(backbones=[{"name": "tiny", "path": f"{bucket}/none"}]))

@@ -1,6 +1,6 @@
 """Where samples and problems come from."""
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -14,26 +14,31 @@ def _no_path(revision: str) -> str:
     return revision
 
 
+BucketPath = Annotated[str, Field(pattern=r"^(s3|gs|abfss?)://[^/@?]+/.+")]
 Revision = Annotated[str, AfterValidator(_no_path)]
 
 
+def ending(path: str | Path) -> str:
+    return PurePosixPath(path).suffix.lower()
+
+
 class FileSource(Strict):
-    """Local JSONL, JSON (a list of objects) or Parquet, told by the ending."""
+    """JSONL, JSON (a list of objects) or Parquet, told by the ending; local, or s3://bucket/..., gs://..., abfs://..."""
 
     kind: Literal["file"] = "file"
-    path: Path
+    path: BucketPath | Path
     key: str | None = Field(default=None, description="of a .json that holds an object: where its list of samples is")
 
     @field_validator("path")
     @classmethod
-    def _known_ending(cls, path: Path) -> Path:
-        if path.suffix.lower() not in (".jsonl", ".json", ".parquet"):
+    def _known_ending(cls, path: str | Path) -> str | Path:
+        if ending(path) not in (".jsonl", ".json", ".parquet"):
             raise ValueError(f"'{path}' must end in .jsonl, .json or .parquet")
         return path
 
     @model_validator(mode="after")
     def _key_of_json(self) -> Self:
-        if self.key is not None and self.path.suffix.lower() != ".json":
+        if self.key is not None and ending(self.path) != ".json":
             raise ValueError("key names a list inside a .json file: leave it out for other files")
         return self
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from raysft.config import FileSource, HubSource, ReasoningGymSource, Source
+from raysft.config.source import ending
 from raysft.errors import InputError, did_you_mean
+from raysft.store import read_object
 
 Row = dict[str, Any]
+Place = str | Path  # of a file: an address in a bucket, or a path
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def read_rows(source: Source, lenient: bool = False) -> Rows:
     if source.kind == "file" and source.key is not None:
         rows = _list_in_json(source.path, source.key)
     elif source.kind == "file":
-        rows = _READERS[source.path.suffix.lower()](source.path)
+        rows = _READERS[ending(source.path)](source.path)
     elif source.kind == "hub":
         rows = _hub(source)
     else:
@@ -70,7 +73,7 @@ def check_some_left(source: Source, count: int, skip: int) -> None:
 def content_id(source: Source) -> str:
     """A string that differs whenever the source's content may differ; a file's own place does not matter."""
     if isinstance(source, FileSource):
-        return f"{source.path.suffix.lower()}{source.key or ''}{hashlib.sha256(_bytes(source.path)).hexdigest()}"
+        return f"{ending(source.path)}{source.key or ''}{hashlib.sha256(_bytes(source.path)).hexdigest()}"
     if isinstance(source, ReasoningGymSource):
         return f"reasoning_gym {version('reasoning_gym')} {source.model_dump_json()}"
     folder = Path(source.path)
@@ -85,7 +88,9 @@ def content_id(source: Source) -> str:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Place) -> bytes:
+    if isinstance(path, str):
+        return read_object(path)
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -96,7 +101,7 @@ def _bytes(path: Path) -> bytes:
         raise InputError(str(path), f"cannot be read: {error.strerror}.") from error
 
 
-def _text(path: Path) -> str:
+def _text(path: Place) -> str:
     content = _bytes(path)
     try:
         return content.decode("utf-8-sig")
@@ -146,13 +151,13 @@ def _line(line: bytes, place: str) -> Row:
     return _object(_parse(text, place), place)
 
 
-def _jsonl(path: Path) -> Rows:
+def _jsonl(path: Place) -> Rows:
     lines = enumerate(_bytes(path).removeprefix(BOM_UTF8).split(b"\n"), start=1)
     filled = [(number, line) for number, line in lines if line.decode(errors="replace").strip()]
     return _rows([line for _, line in filled], _line, lambda i: f"{path} line {filled[i][0]}")
 
 
-def _json(path: Path) -> Rows:
+def _json(path: Place) -> Rows:
     values = _parse(_text(path), str(path))
     if not isinstance(values, list):
         lists = [key for key, value in values.items() if isinstance(value, list)] if isinstance(values, dict) else []
@@ -161,7 +166,7 @@ def _json(path: Path) -> Rows:
     return _rows(values, _object, lambda i: f"{path} item {i}")
 
 
-def _list_in_json(path: Path, key: str) -> Rows:
+def _list_in_json(path: Place, key: str) -> Rows:
     values = _parse(_text(path), str(path))
     if not isinstance(values, dict):
         raise InputError(str(path), f"holds no object with the key '{key}'.", "Leave key out for a plain list.")
@@ -172,7 +177,7 @@ def _list_in_json(path: Path, key: str) -> Rows:
     return _rows(values[key], _object, lambda i: f"{path} {key} item {i}")
 
 
-def _parquet(path: Path) -> Rows:
+def _parquet(path: Place) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
@@ -191,7 +196,7 @@ def _parquet(path: Path) -> Rows:
     return Rows(table.num_rows, take, lambda i: f"{path} row {i}")
 
 
-_READERS: dict[str, Callable[[Path], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+_READERS: dict[str, Callable[[Place], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
 
 
 # --- hub and reasoning-gym ------------------------------------------------------------------------------------------
