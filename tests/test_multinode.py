@@ -100,7 +100,7 @@ def cluster(s3: str) -> Iterator[str]:
         env=os.environ | {"RAY_TMPDIR": folder, "PYTHONPATH": paths()},
     )
     assert process.stdout
-    address = next(line.strip() for line in process.stdout if line.startswith("127."))
+    address = process.stdout.readline().strip()
     yield address
     process.communicate("")
     shutil.rmtree(folder, ignore_errors=True)
