@@ -3,14 +3,14 @@
 #
 #     cluster/fill.sh cluster/aws.yaml > aws-filled.yaml
 #
-# Only names with braces are values; $HOME and the like are left to the machine that reads them.
+# All other names, as $HOME, are left to the machine that reads them.
 set -euo pipefail
 
 file=${1:?usage: cluster/fill.sh FILE}
 values=${VALUES:-"$(dirname "${BASH_SOURCE[0]}")/values.env"}
 known=$(sed -nE 's/^([A-Z][A-Z0-9_]*)=.*/\1/p' "$values")
 # shellcheck disable=SC2016
-used=$(grep -oE '\$\{[A-Z][A-Z0-9_]*\}' "$file" | tr -d '${}' | sort -u)
+used=$(grep -oE '\$\{[A-Z][A-Z0-9_]*\}' "$file" | tr -d '${}' | sort -u || true)
 
 set -a
 # shellcheck source=/dev/null
