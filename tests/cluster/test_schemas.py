@@ -1,7 +1,7 @@
 """Each file against the schema of the program that reads it, which a misspelt key must break.
 
-Ray's schema comes with Ray, Kubernetes' with kubernetes-validate, Compose's with check-jsonschema. kuberay.json is ours:
-the names of KubeRay's fields, for want of a package that holds its schemas.
+Ray's schema comes with Ray, Kubernetes' with kubernetes-validate and Compose's with check-jsonschema. No package holds
+KubeRay's: kuberay.json is our list of its fields.
 """
 
 import copy
