@@ -441,7 +441,7 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
 
     console = Console()
     console.print(result_table(results, config))
-    if config.search.trials and not any(result.interrupted for result in results):
+    if config.search.trials != 0 and not any(result.interrupted for result in results):
         _report(config)
     console.print(f"Compare the runs in MLflow: {command(config)}", highlight=False, markup=False, soft_wrap=True)
     if any(result.interrupted for result in results):

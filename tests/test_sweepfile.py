@@ -365,7 +365,7 @@ POWERS = st.fixed_dictionaries(
 )
 DIMENSIONS = st.one_of(
     st.floats(1e-9, 1),
-    st.lists(st.floats(1e-9, 1), min_size=1, max_size=3),
+    st.lists(st.floats(1e-9, 1), min_size=1, max_size=3, unique=True),
     st.fixed_dictionaries({"low": st.floats(1e-9, 0.4), "high": st.floats(0.5, 1), "log": st.booleans()}),
 )
 BACKBONES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
