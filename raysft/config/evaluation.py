@@ -105,7 +105,10 @@ class TaskConfig(GenerationConfig):
     response_pattern: str | None = Field(
         default=None, description="regular expression; its last match in the answer's field is the answer"
     )
-    options: str | None = Field(default=None, description="field with the options: label -> text, or a list of texts")
+    options: str | Annotated[list[str], Field(min_length=2)] | None = Field(
+        default=None,
+        description="field with the options: label -> text, or a list of texts; or a list of fields with one each",
+    )
     instruction: str = Field(default="{prompt}", description="what the model reads: {prompt}, {options} are filled in")
     system: str | None = Field(default=None, description="system message; null: the template's own, if it has one")
     template: Template | None = Field(default=None, description="null: that of the data section")
