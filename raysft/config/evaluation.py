@@ -163,6 +163,10 @@ def task_values(name: str, changes: dict[str, Any] | None) -> dict[str, Any]:
     elif "source" in changes:
         base = {}
     else:
+        unknown = [key for key in changes if key not in TaskConfig.model_fields]
+        hints = {key: did_you_mean(key, ["source", "file"]) for key in unknown}
+        if misspelt := next((key for key, hint in hints.items() if hint.startswith("Did")), None):
+            raise ValueError(f"the task '{name}' has no key '{misspelt}'. {hints[misspelt]}")
         raise ValueError(
             f"'{name}' is no built-in task. {did_you_mean(name, builtin_tasks())} "
             "A task of one's own has a source, or a file: {file: mytask.yaml}"
