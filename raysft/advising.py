@@ -59,8 +59,8 @@ def config_of(
     return validated(SweepConfig, values, "advise").for_backbone("model")
 
 
-def advise_here(config: SweepConfig, say: Say, file: Path | None = None) -> Advice:
-    """Print and return the advice for a study. file: the sweep file that config came from, for the commands to run."""
+def advise_here(config: SweepConfig, say: Say, words: Sequence[str] = ()) -> Advice:
+    """Print and return the advice for a study. words: those that name the sweep file and its overlays in a command."""
     from raysft.evidence import earlier_studies
     from raysft.inprocess import bench_here
 
@@ -73,7 +73,7 @@ def advise_here(config: SweepConfig, say: Say, file: Path | None = None) -> Advi
     say(f"backbone    {config.backbone.path}, {capability.tokens} supervised tokens of {capability.samples} samples")
     for line in told(advice, capability, unread):
         say(line)
-    say("next        " + "\n            ".join(_next(advice, file)))
+    say("next        " + "\n            ".join(_next(advice, words)))
     return advice
 
 
@@ -105,11 +105,11 @@ def _grounds(advice: Advice) -> str:
     return f"your studies near this capability weigh {advice.own:.1f}; the nearest: {', '.join(advice.studies)}"
 
 
-def _next(advice: Advice, file: Path | None) -> list[str]:
+def _next(advice: Advice, words: Sequence[str]) -> list[str]:
     lines = []
-    if file is not None:
-        lines += [shlex.join(["raysft", "sweep", str(file)]) + "     (begins with these, the baselines apart)"]
-        lines += [shlex.join(["raysft", "train", str(file), "--exponent", f"{advice.exponent:g}"])]
+    if words:
+        lines += [shlex.join(["raysft", "sweep", *words]) + "     (begins with these, the baselines apart)"]
+        lines += [shlex.join(["raysft", "train", *words, "--exponent", f"{advice.exponent:g}"])]
     return [*lines, f"in a sweep file: space: {{{', '.join(_space(advice))}}}"]
 
 

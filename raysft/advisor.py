@@ -208,7 +208,8 @@ def resolve(trial: TrialConfig, capability: Capability, advice: Advice | None) -
 def asks_advice(config: SweepConfig, given: Sequence[TrialConfig]) -> bool:
     """Whether anything in a study goes by an advice. It is about accuracy, so that no other search begins by it."""
     about_accuracy = config.search.metric not in METRIC_MODES or config.search.metric == "eval/accuracy"
-    begins = config.search.advice and config.search.trials > 0 and about_accuracy
+    draws = config.search.sampler != "grid" and config.search.trials != 0
+    begins = config.search.advice and draws and about_accuracy
     searched = any(family.type == "auto" for family in config.space.objectives)
     return begins or searched or any(isinstance(trial.objective, Auto) for trial in given)
 

@@ -16,15 +16,16 @@ CHECKPOINTS = 3  # of a trial at its fullest: two are kept while the next is wri
 class BackbonePlan:
     """One backbone's study. None: known only when data or weights are fetched from the hub.
 
-    confirming: trials after the search, at most. samples, steps, tokens: of one trial, at most. at_once: trials, None
-    where the cluster's size decides. left_out: samples that cannot be read, as told by check_data.
-    checkpoint_bytes: of one trial; export_bytes: of the models that are kept.
+    grid: points of which the searched are the first. confirming: trials after the search, at most. samples, steps,
+    tokens: of one trial, at most. at_once: trials, None where the cluster's size decides. left_out: samples that cannot
+    be read, as told by check_data. checkpoint_bytes: of one trial; export_bytes: of the models that are kept.
     """
 
     name: str
     path: str
     baselines: int
     searched: int
+    grid: int | None
     confirming: int
     workers: int
     resources: dict[str, float]
@@ -71,11 +72,12 @@ def describe(plan: Plan) -> list[tuple[str, str]]:
     trials = sum(b.trials for b in plan.backbones)
     rows = [("sweep", plan.name), ("results in", str(plan.folder)), ("trials", f"{trials:,}")]
     for b in plan.backbones:
+        left = f" of the grid's {b.grid:,}" if b.grid is not None and b.grid > b.searched else ""
         confirming = f", at most {b.confirming} to confirm" if b.confirming else ""
         needs = " + ".join(f"{amount:g} {name}" for name, amount in b.resources.items())
         rows += [
             (f"backbone {b.name}", b.path),
-            ("  trials", f"{b.trials:,} ({b.baselines} baselines, {b.searched} searched{confirming})"),
+            ("  trials", f"{b.trials:,} ({b.baselines} baselines, {b.searched} searched{left}{confirming})"),
             ("  trials at once", "as many as fit the cluster" if b.at_once is None else f"at most {b.at_once}"),
             ("  workers of a trial", f"{b.workers} of {needs}"),
             ("  training samples", _count(b.samples)),
@@ -103,13 +105,15 @@ def _size(number: int | None) -> str:
 def _plan(study: SweepConfig, samples: Samples, shapes: Shapes | None) -> BackbonePlan:
     training, workers = study.training, study.workers
     steps = training.steps if samples.count is None else total_steps(training, samples.count)
-    trials = len(study.all_baselines()) + study.search.trials + most_confirm_trials(study)
+    grid = study.grid()
+    trials = len(study.all_baselines()) + study.searched + most_confirm_trials(study)
     models = {"none": 0, "best": 1, "all": trials}[study.export]
     return BackbonePlan(
         name=study.backbone.name,
         path=study.backbone.path,
         baselines=len(study.all_baselines()),
-        searched=study.search.trials,
+        searched=study.searched,
+        grid=None if grid is None else len(grid),
         confirming=most_confirm_trials(study),
         workers=workers.count,
         resources=workers.resources,

@@ -40,6 +40,9 @@ def _no_secret(uri: str | None) -> str | None:
 
 File = Annotated[Path, typer.Argument(help="sweep file (YAML)", show_default=False)]
 Sets = Annotated[list[str], typer.Option("--set", help="override a value, e.g. training.steps=20 (repeatable)")]
+Overlays = Annotated[
+    list[Path], typer.Option("--with", help="overlay: YAML whose keys replace the file's, before --set (repeatable)")
+]
 Address = Annotated[str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone")]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Backbone = Annotated[str | None, typer.Option(help="name of a backbone in the file; default: the first")]
@@ -79,7 +82,7 @@ def demo(
 
 
 @app.command()
-def check(file: File, sets: Sets = []) -> None:  # noqa: B006
+def check(file: File, overlays: Overlays = [], sets: Sets = []) -> None:  # noqa: B006
     """Validate a sweep file and say what it would run. Starts nothing."""
     from rich.console import Console
     from rich.table import Table
@@ -88,7 +91,7 @@ def check(file: File, sets: Sets = []) -> None:  # noqa: B006
     from raysft.check import describe
     from raysft.sweepfile import load
 
-    plan = check_config(load(file, sets))
+    plan = check_config(load(file, sets, overlays))
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in describe(plan):
         table.add_row(name, value)
@@ -96,9 +99,15 @@ def check(file: File, sets: Sets = []) -> None:  # noqa: B006
 
 
 @app.command()
-def sweep(file: File, sets: Sets = [], resume: Resume = False, address: Address = None) -> None:  # noqa: B006
+def sweep(
+    file: File,
+    overlays: Overlays = [],  # noqa: B006
+    sets: Sets = [],  # noqa: B006
+    resume: Resume = False,
+    address: Address = None,
+) -> None:
     """Search the objective for each backbone of a sweep file."""
-    config = _checked(file, sets)
+    config = _checked(file, sets, overlays)
     _finish(config, _sweep(config, resume, address))
 
 
@@ -112,6 +121,7 @@ def train(
     upper: Annotated[float | None, typer.Option(help="probability above which nothing is learned")] = None,
     keep: Annotated[str, typer.Option(help="above or below the threshold")] = "above",
     backbone: Backbone = None,
+    overlays: Overlays = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     resume: Resume = False,
     address: Address = None,
@@ -122,7 +132,7 @@ def train(
 
     values = {"threshold": threshold, "upper": upper, "keep": keep, "exponent": exponent}
     chosen = _objective(objective, {k: v for k, v in values.items() if v is not None}, param)
-    config = _one_backbone(_checked(file, sets), backbone)
+    config = _one_backbone(_checked(file, sets, overlays), backbone)
     study = config.for_backbone(config.backbones[0].name)
     rate = study.training.learning_rate
     trial = TrialConfig(objective=chosen, learning_rate=rate, seed=study.seed, role="train")
@@ -138,11 +148,16 @@ def train(
 
 
 @app.command()
-def probe(file: File, backbone: Backbone = None, sets: Sets = []) -> None:  # noqa: B006
+def probe(
+    file: File,
+    backbone: Backbone = None,
+    overlays: Overlays = [],  # noqa: B006
+    sets: Sets = [],  # noqa: B006
+) -> None:
     """Measure a backbone's capability on the file's training data, in this process."""
     from raysft.inprocess import probe_here
 
-    config = _one_backbone(_checked(file, sets), backbone)
+    config = _one_backbone(_checked(file, sets, overlays), backbone)
     probe_here(config.for_backbone(config.backbones[0].name), _say)
 
 
@@ -162,6 +177,7 @@ def advise(
     output: Annotated[Path, typer.Option(help="folder whose MLflow runs are the evidence")] = Path("runs"),
     tracking: Tracking = None,
     backbone: Backbone = None,
+    overlays: Overlays = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
 ) -> None:
     """Which objective to try first: from a probe and from what earlier sweeps found. Minutes, no training."""
@@ -172,8 +188,9 @@ def advise(
         _one_of("--template", template, [*_templates(), None])
         if data is None:
             raise InputError("advise", "no data are named.", "Name them behind the model, or name a sweep file alone.")
-        if sets or backbone is not None:
-            raise InputError("--set, --backbone", "are of sweep files.", "Leave them out, or name a sweep file.")
+        if sets or overlays or backbone is not None:
+            fix = "Leave them out, or name a sweep file."
+            raise InputError("--set, --with, --backbone", "are of sweep files.", fix)
         from raysft.advising import advise_here, config_of
 
         check_model(what)
@@ -186,8 +203,9 @@ def advise(
         raise InputError(what, "is a sweep file, which names its data itself.", "Change it with --set.")
     from raysft.advising import advise_here
 
-    config = _one_backbone(_checked(file, sets), backbone)
-    advise_here(config.for_backbone(config.backbones[0].name), _say, file)
+    config = _one_backbone(_checked(file, sets, overlays), backbone)
+    words = [what, *(word for overlay in overlays for word in ("--with", str(overlay)))]
+    advise_here(config.for_backbone(config.backbones[0].name), _say, words)
 
 
 @app.command()
@@ -204,6 +222,7 @@ def evaluate(
     precision: Annotated[str, typer.Option(help="bf16 or fp32")] = "bf16",
     seed: Annotated[int, typer.Option(help="of the samples")] = 0,
     tracking: Tracking = None,
+    overlays: Overlays = [],  # noqa: B006
     model: Annotated[str | None, typer.Option(help="with a sweep file: whose scores; default: its backbone")] = None,
     backbone: Backbone = None,
 ) -> None:
@@ -214,9 +233,11 @@ def evaluate(
         if task or lm_eval:
             fix = "Name the tasks in the file's evaluation.tasks, or name a model instead of the file."
             raise InputError(what, "is a sweep file, which has tasks of its own.", fix)
-        config = _one_backbone(_checked(Path(what), sets), backbone)
+        config = _one_backbone(_checked(Path(what), sets, overlays), backbone)
         evaluate_here(config.for_backbone(config.backbones[0].name), model, _say)
         return
+    if overlays:
+        raise InputError("--with", "is of sweep files.", "Leave it out, or name a sweep file instead of the model.")
     if not task and not lm_eval:
         from raysft.config import builtin_tasks
 
@@ -312,6 +333,7 @@ def report(
 @app.command()
 def submit(
     file: File,
+    overlays: Overlays = [],  # noqa: B006
     sets: Sets = [],  # noqa: B006
     resume: Resume = False,
     address: Annotated[str, typer.Option(help="the cluster's dashboard")] = "http://127.0.0.1:8265",
@@ -320,8 +342,8 @@ def submit(
     """Run a sweep as a Ray job on a cluster: `ray job submit` with this folder as its working directory."""
     from raysft.submit import submit_sweep
 
-    _checked(file, sets)
-    raise typer.Exit(submit_sweep(file, sets, resume, address, wait, _say))
+    _checked(file, sets, overlays)
+    raise typer.Exit(submit_sweep(file, sets, overlays, resume, address, wait, _say))
 
 
 @app.command()
@@ -388,11 +410,11 @@ def _say(text: str) -> None:
     print(redacted(text), flush=True)
 
 
-def _checked(file: Path, sets: list[str]) -> "SweepConfig":
+def _checked(file: Path, sets: list[str], overlays: list[Path]) -> "SweepConfig":
     from raysft.check import check as check_config
     from raysft.sweepfile import load
 
-    config = load(file, sets)
+    config = load(file, sets, overlays)
     check_config(config)
     return config
 
@@ -441,7 +463,7 @@ def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
 
     console = Console()
     console.print(result_table(results, config))
-    if config.search.trials and not any(result.interrupted for result in results):
+    if config.search.trials != 0 and not any(result.interrupted for result in results):
         _report(config)
     console.print(f"Compare the runs in MLflow: {command(config)}", highlight=False, markup=False, soft_wrap=True)
     if any(result.interrupted for result in results):

@@ -7,7 +7,7 @@ of backbones must lie where all nodes find them under the same path; hub ids nee
 import asyncio
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,21 @@ STOP_SECONDS = 120  # between SIGINT, on which a sweep saves its state, and SIGK
 NOT_SENT = ["runs", ".venv", ".git", "*.safetensors", "__pycache__", ".env", ".netrc"]
 
 
-def job_request(file: Path, sets: list[str], resume: bool) -> dict[str, Any]:
+def job_request(file: Path, sets: list[str], resume: bool, overlays: Sequence[Path] = ()) -> dict[str, Any]:
     """Entry point and runtime environment of the job, as `ray job submit` takes them.
 
     The working directory is the current one. The package itself travels along, so that the cluster runs this version.
-    No secret goes into env_vars, which the dashboard shows. Raises InputError for a file outside the folder.
+    No secret goes into env_vars, which the dashboard shows. Raises InputError for a file or overlay outside the
+    folder.
     """
     here = Path.cwd()
-    try:
-        inside = file.resolve().relative_to(here)
-    except ValueError:
-        place = f"sweep file {file}"
-        raise InputError(place, f"is outside the working directory {here}.", "Submit from a folder above it.") from None
+    laid_over = [word for overlay in overlays for word in ("--with", _sent(overlay, here))]
     variables = {"RAY_JOB_STOP_SIGNAL": "SIGINT", "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
     if ALLOW in os.environ:
         variables[ALLOW] = os.environ[ALLOW]
-    settings = [*sets, *absolute_paths(load(file, sets))]
-    words = ["python", "-m", "raysft", "sweep", str(inside), *(word for s in settings for word in ("--set", s))]
+    settings = [*sets, *absolute_paths(load(file, sets, overlays))]
+    command = ["python", "-m", "raysft", "sweep", _sent(file, here), *laid_over]
+    words = [*command, *(word for s in settings for word in ("--set", s))]
     return {
         "entrypoint": shlex.join(words + ["--resume"] * resume),
         "runtime_env": {
@@ -48,8 +46,23 @@ def job_request(file: Path, sets: list[str], resume: bool) -> dict[str, Any]:
     }
 
 
+def _sent(file: Path, here: Path) -> str:
+    """Where a file of the working directory lies in it, there and on the cluster."""
+    try:
+        return str(file.resolve().relative_to(here))
+    except ValueError:
+        place = f"sweep file {file}"
+        raise InputError(place, f"is outside the working directory {here}.", "Submit from a folder above it.") from None
+
+
 def submit_sweep(
-    file: Path, sets: list[str], resume: bool, address: str, wait: bool, say: Callable[[str], None]
+    file: Path,
+    sets: list[str],
+    overlays: list[Path],
+    resume: bool,
+    address: str,
+    wait: bool,
+    say: Callable[[str], None],
 ) -> int:
     """Submit, print how to follow and stop the job, and follow it if asked. Returns the exit code.
 
@@ -61,7 +74,7 @@ def submit_sweep(
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    request = job_request(file, sets, resume)
+    request = job_request(file, sets, resume, overlays)
     try:
         client = JobSubmissionClient(address)
         job_id = client.submit_job(**request)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from raysft.config import OVERRIDABLE, FileSource, HubSource, SweepConfig, TaskConfig, task_values
+from raysft.config import OVERRIDABLE, FileSource, HubSource, SweepConfig, TaskConfig, merge, merges, task_values
 from raysft.errors import InputError, did_you_mean
 from raysft.redaction import holds_secret
 from raysft.refusal import Loc, Refusal, dotted, refusals
@@ -26,20 +26,25 @@ SECRETS = (
 )
 
 
-def load(path: Path, sets: Sequence[str] = ()) -> SweepConfig:
-    """The sweep of a YAML file, its values replaced by `sets`: `a.b=c`, c being YAML.
+def load(path: Path, sets: Sequence[str] = (), overlays: Sequence[Path] = ()) -> SweepConfig:
+    """The sweep of a YAML file, its values replaced by the overlays' in turn, then by `sets`: `a.b=c`, c being YAML.
 
+    An overlay is a YAML file with some of a sweep file's keys. Sections are merged key by key, as a backbone's
+    overrides are; a list replaces a list. The sweep is then called NAME-OVERLAY by the overlay's file, unless the
+    overlay has a name itself: results of the two must not get into one folder.
     Items of lists are named by position or by their name: `backbones.0.path=...`, `backbones.small.path=...`.
     Raises one InputError for all that is wrong, including what a backbone's overrides make wrong.
     """
-    document = parse(_read(path), str(path))
-    values, settings, problems = document.values, [], list(document.refused)
+    layers = [_Layer.read(path), *map(_Layer.read, overlays)]
+    values = _laid_over(layers)
+    settings: list[Setting] = []
+    problems = [refused for layer in layers for refused in layer.document.refused]
     for text in sets:
         setting = _setting(values, text)
         values = _replaced(values, setting.loc, setting.document.values)
         settings.append(setting)
         problems += setting.document.refused
-    places = _Places(str(path), document, settings)
+    places = _Places(layers, settings)
     try:
         config = SweepConfig.model_validate(values)
         found = [
@@ -139,6 +144,26 @@ def _read(path: Path) -> str:
         raise InputError(str(path), "is not UTF-8 text.", "A sweep file is YAML; see sweeps/ for some.") from None
     except OSError as error:
         raise InputError(str(path), f"cannot be read: {error.strerror}.", "Name a readable YAML file.") from None
+
+
+def _laid_over(layers: Sequence["_Layer"]) -> Any:
+    """The values of a sweep file with its overlays. Raises InputError for what is no overlay, or one alone."""
+    first, *overlays = layers
+    values = first.document.values
+    if not isinstance(values, dict):
+        return values
+    if values and not {"name", "data"} & values.keys():
+        fix = f"Lay it over a sweep file: raysft sweep FILE --with {first.path}"
+        raise InputError(str(first.path), "has neither a name nor data, so that it is an overlay.", fix)
+    for overlay in overlays:
+        given = overlay.document.values
+        if not isinstance(given, dict):
+            raise InputError(
+                f"{overlay.path} line 1", "is no mapping of keys to values.", "Write, for example, seed: 1."
+            )
+        named = {"name": f"{values['name']}-{overlay.path.stem}"} if "name" in values else {}
+        values = merge(values, named | given)
+    return values
 
 
 def _booleans_refused(given: Any, taken: Any, loc: Loc = ()) -> list[Refusal]:
@@ -257,24 +282,62 @@ def _replaced(values: Any, loc: Loc, new: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Places:
-    path: str
+class _Layer:
+    """A sweep file, or an overlay over what comes before it."""
+
+    path: Path
     document: Document
+
+    @classmethod
+    def read(cls, path: Path) -> "_Layer":
+        return cls(path, parse(_read(path), str(path)))
+
+
+@dataclass(frozen=True)
+class _Places:
+    layers: list[_Layer]
     settings: list[Setting]
 
     def refuse(self, refusal: Refusal) -> InputError:
         return InputError(self._place(refusal.loc), refusal.reason, refusal.fix)
 
     def _place(self, loc: Loc) -> str:
-        """The last setting that replaced or made what holds loc; else the line of the file."""
+        """The last setting that replaced or made what holds loc; else the lines of the files that it comes from."""
         key = f": {dotted(loc)}" if loc else ""
-        depth, line = self.document.find(loc)
+        depth, layers = self._sources(loc)
         for setting in reversed(self.settings):
             shared = _shared(loc, setting.loc)
             if shared == len(setting.loc) or shared > depth:
                 return f"--set {setting.text}" + (key if loc != setting.loc else "")
         below = [f" with --set {s.text}" for s in self.settings if loc and _shared(loc, s.loc) == len(loc)]
-        return f"{self.path} line {line}{''.join(below[-1:])}{key}"
+        lines = [f"{layer.path} line {layer.document.find(loc[:depth])[1]}" for layer in layers]
+        return f"{' with '.join(lines)}{''.join(below[-1:])}{key}"
+
+    def _sources(self, loc: Loc) -> tuple[int, list[_Layer]]:
+        """How many keys of loc there are in the files, and the layers that the value of the last of them is from.
+
+        Several, where each has some keys of a mapping. What is nowhere, even its first key, is the sweep file's matter.
+        """
+        sources = [(layer, layer.document.values) for layer in self.layers]
+        for depth, key in enumerate(loc):
+            found: list[tuple[_Layer, Any]] = []
+            whole: Any = None
+            for layer, value in sources:
+                if not _holds(value, key):
+                    continue
+                joins = bool(found) and merges(whole, value[key])
+                whole = merge(whole, value[key]) if joins else value[key]
+                found = [*(found if joins else []), (layer, value[key])]
+            if not found:
+                return depth, [layer for layer, _ in sources] if depth else self.layers[:1]
+            sources = found
+        return len(loc), [layer for layer, _ in sources] if loc else self.layers[:1]
+
+
+def _holds(value: Any, key: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(key, int) and key < len(value)
+    return isinstance(value, dict) and key in value
 
 
 def _shared(a: Loc, b: Loc) -> int:

@@ -180,6 +180,8 @@ def test_who_asks_for_advice(make_config: "type[SweepConfig]") -> None:
     silent = make_config(search={"advice": False})
     assert not asks_advice(silent, [trial(Power())])
     assert asks_advice(silent, [trial(Auto())])
+    grid = make_config(space={"exponent": [0.5, 2]}, search={"sampler": "grid", "trials": None})
+    assert not asks_advice(grid, [trial(Power())]), "it goes by its own order"
     assert asks_advice(make_config(search={"metric": "eval/nll"}, space={"objectives": [{"type": "auto"}]}), [])
 
 

@@ -20,7 +20,9 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
     Gemma3ForCausalLM,
+    Gemma3ForConditionalGeneration,
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
@@ -42,6 +44,9 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    SiglipVisionConfig,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -66,6 +71,7 @@ SHAPE = {
     "pad_token_id": 0,
 }
 GEMMA = {**SHAPE, "head_dim": 8}
+SIGLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 BERT = {key: value for key, value in SHAPE.items() if key != "num_key_value_heads"}
 GPT2 = {"vocab_size": 46, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
 T5 = {"vocab_size": 46, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_heads": 4}
@@ -81,6 +87,13 @@ PACKED = [
     (PhiForCausalLM, PhiConfig(**SHAPE)),
     (Gemma2ForCausalLM, Gemma2Config(**GEMMA, sliding_window=4, attn_logit_softcapping=0.5)),
     (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA, sliding_window=4)),
+    (SmolLM3ForCausalLM, SmolLM3Config(**SHAPE)),
+    (
+        Gemma3ForConditionalGeneration,  # its larger ones read images too
+        Gemma3Config(
+            text_config=Gemma3TextConfig(**GEMMA, sliding_window=4), vision_config=SiglipVisionConfig(**SIGLIP)
+        ),
+    ),
 ]
 
 

@@ -46,6 +46,18 @@ def test_a_plan_worked_out_by_hand(make_config: Make) -> None:
     assert not config.output.exists()
 
 
+def test_a_grid_is_counted_without_what_the_baselines_are(make_config: Make) -> None:
+    space = {"exponent": {"low": 0.1, "high": 1, "step": 0.1}, "learning_rate": None}
+    whole = make_config(space=space, search={"sampler": "grid", "trials": None}, export="all", confirm={"seeds": 2})
+    plan = only(whole)
+    assert (plan.baselines, plan.searched, plan.grid, plan.confirming, plan.trials) == (4, 9, 9, 10, 23)
+    assert plan.export_bytes == 23 * 4 * PARAMETERS
+    assert dict(describe(check(whole)))["  trials"] == "23 (4 baselines, 9 searched, at most 10 to confirm)"
+    first = make_config(space=space, search={"sampler": "grid", "trials": 2})
+    assert dict(describe(check(first)))["  trials"] == "6 (4 baselines, 2 searched of the grid's 9)"
+    assert only(make_config()).grid is None
+
+
 @pytest.mark.parametrize(
     ("training", "data", "samples", "steps"),
     [

@@ -127,6 +127,30 @@ def test_check_prints_the_plan(sweep_file: Path) -> None:
     assert not (sweep_file.parent / "runs").exists()
 
 
+def test_an_overlay_is_laid_over_the_file(sweep_file: Path, tmp_path: Path) -> None:
+    """Ten exponents, of which 1 is a baseline, for the second backbone one more by a setting."""
+    overlay = tmp_path / "grid.yaml"
+    overlay.write_text(
+        "space: {exponent: {low: 0.1, high: 1, log: false, step: 0.1}}\nsearch: {sampler: grid, trials: null}\n"
+    )
+    own = "backbones.two.overrides={space: {exponent: [0.5, 2]}}"
+    done = raysft_("check", str(sweep_file), "--set", own, "--with", str(overlay))
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [re.split(r" {2,}", line.strip()) for line in done.stdout.splitlines()]
+    assert ["sweep", "tiny-grid"] in rows
+    assert [row[1] for row in rows if row[0] == "trials"] == [
+        "19", "13 (4 baselines, 9 searched)", "6 (4 baselines, 2 searched)",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["check", "sweep", "train", "probe", "submit", "advise", "evaluate"])
+def test_every_command_that_reads_a_sweep_file_takes_overlays(sweep_file: Path, tmp_path: Path, command: str) -> None:
+    overlay = tmp_path / "wrong.yaml"
+    overlay.write_text("seed: 1\ntraining: {stesp: 3}\n")
+    line = refused(raysft_(command, str(sweep_file), "--with", str(overlay)))
+    assert line == f"raysft: {overlay} line 2: training.stesp: 'stesp' is not a key here. Did you mean 'steps'?"
+
+
 def test_check_says_what_would_be_left_out(sweep_file: Path, additions: Path, tmp_path: Path) -> None:
     """The reason quotes the row, here with what rich would take for an end of its markup."""
     rows = tmp_path / "train.jsonl"
@@ -219,7 +243,7 @@ ROWS = "train.jsonl"
     ("arguments", "said"),
     [
         (("{model}",), "advise: no data are named. Name them behind the model, or name a sweep file alone."),
-        (("{model}", "{data}", "--set", "seed=1"), "--set, --backbone: are of sweep files. Leave them out, or name a"),
+        (("{model}", "{data}", "--set", "seed=1"), "--set, --with, --backbone: are of sweep files. Leave"),
         (("{model}", "{data}", "--template", "planet"), "--template: 'planet' is unknown. Did you mean 'plain'?"),
         (("{model}", "{data}", "--response", "respones"), "field 'respones' is missing. Did you mean 'response'?"),
         (("{model}", "{data}", "--subset", "main"), "is a file, which has no subsets. Leave it out."),
@@ -242,9 +266,11 @@ def test_what_cannot_be_advised_on_is_refused(
 def test_advice_in_minutes_and_without_training(sweep_file: Path, tiny_backbone: Path, additions: Path) -> None:
     """By a model and a file, and by a sweep file: the same probe says the same."""
     output = ("--output", str(sweep_file.parent / "advice"))
+    overlay = sweep_file.with_name("bf16.yaml")
+    overlay.write_text("training: {precision: bf16}\n")
     started = [
         start("advise", str(tiny_backbone), str(additions / ROWS), "--samples", "64", *output),
-        start("advise", str(sweep_file), "--set", f"output={output[1]}", "--set", "training.precision=bf16"),
+        start("advise", str(sweep_file), "--with", str(overlay), "--set", f"output={output[1]}"),
     ]
     by_model, by_file = (finish(process) for process in started)
     assert (by_model.returncode, by_file.returncode) == (0, 0), by_model.stderr + by_file.stderr
@@ -254,7 +280,7 @@ def test_advice_in_minutes_and_without_training(sweep_file: Path, tiny_backbone:
     assert "rests on the figures of arXiv 2510.00526 alone" in by_model.stdout
     assert set(shown) <= set(by_file.stdout.splitlines()), by_file.stdout
     assert "space: {exponent: {low: 0.05, high: 0.5, log: true}}" in by_model.stdout
-    assert f"raysft train {sweep_file} --exponent" in by_file.stdout
+    assert f"raysft train {sweep_file} --with {overlay} --exponent" in by_file.stdout
     assert not list((sweep_file.parent / "advice").glob("**/mlflow.db")), "it writes no run"
 
 
@@ -379,6 +405,7 @@ def test_records_are_scored_anew_without_the_model(asked: tuple[Path, Done, Done
         (("evaluate", "./nowhere", "--task", "gsm8k"), r"model './nowhere': there is no such folder.*"),
         (("evaluate", "MODEL", "--task", "gsm8k", "--template", "qwn"), r"--template: 'qwn' .* Did you mean 'qwen'\?"),
         (("evaluate", "MODEL", "--task", "gsm8k", "--precision", "fp8"), r"--precision: 'fp8' is unknown. .*"),
+        (("evaluate", "MODEL", "--task", "gsm8k", "--with", "FILE"), r"--with: is of sweep files. Leave it out, or .*"),
         (("evaluate", "FILE", "--task", "gsm8k"), r".*/tiny.yaml: is a sweep file, which has tasks of its own. .*"),
         (("rescore", "FILE"), r".*/tiny.yaml: cannot be read as records: not compressed JSON lines. .*"),
     ],

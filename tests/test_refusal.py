@@ -124,6 +124,7 @@ CASES: list[tuple[str, Any, str, str]] = [
     ("space.exponent", {"low": 2, "high": 1}, "low (2) must be below high (1).", ""),
     ("data.train.kind", "files", "must be 'file', 'hub' or 'reasoning_gym', not 'files'.", "Did you mean 'file'?"),
     ("data.train", 3, "must be a mapping of keys to values, not 3.", ""),
+    ("search.sampler", "gird", "must be 'tpe', 'random' or 'grid', not 'gird'.", "Did you mean 'grid'?"),
     # missing keys
     # keys that contradict each other
     ("zero", {"stage": 1, "offload": "all"}, "offloading the weights needs stage 3.", ""),
@@ -143,6 +144,9 @@ ELSEWHERE: list[tuple[str, Any, str, str, str]] = [
         "Did you mean 'step'?",
     ),
     ("space.threshold", {"low": "a", "high": 1}, "space.threshold.low", "must be a number, not 'a'.", ""),
+    ("space.exponent", [1, 0.5, 1], "space", "exponent lists 1 twice: name each value once.", ""),
+    ("search.sampler", "grid", "search.sampler", "search.sampler grid needs values, but space.exponent is a range", ""),
+    ("search.trials", None, "search", "trials null means a whole grid: give the sampler tpe a number of trials.", ""),
     ("space.threshold", [0.1, 2], "space", "thresholds lie between 0 and 1.", ""),
     (
         "training.lora",

@@ -186,6 +186,13 @@ def test_the_request_names_everything_absolutely(folder: Path, monkeypatch: pyte
     for path in ("runs", "runs/demo-materials/backbones/weak", "runs/demo-materials/data/train.jsonl"):
         assert f'"{folder}/{path}"' in request["entrypoint"]
     assert set(request["runtime_env"]["env_vars"]) == {"RAY_JOB_STOP_SIGNAL", "RAY_JOB_STOP_WAIT_TIME_S"}
+    Path("sweeps/more.yaml").write_text("training: {steps: 9}\noutput: elsewhere\n")
+    laid_over = job_request(Path("sweeps/debug.yaml"), [], False, [folder / "sweeps" / "more.yaml"])["entrypoint"]
+    assert laid_over.startswith("python -m raysft sweep sweeps/debug.yaml --with sweeps/more.yaml --set ")
+    assert f'output="{folder}/elsewhere"' in laid_over
     monkeypatch.chdir(folder / "runs")
     with pytest.raises(InputError, match="outside the working directory"):
         job_request(folder / "sweeps" / "debug.yaml", [], False)
+    shutil.copy(folder / "sweeps" / "debug.yaml", "debug.yaml")
+    with pytest.raises(InputError, match=r"more.yaml: is outside the working directory"):
+        job_request(Path("debug.yaml"), [], False, [folder / "sweeps" / "more.yaml"])

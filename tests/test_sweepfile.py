@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from raysft.config import FileSource, Range, SweepConfig, TrainingConfig
+from raysft.config import FileSource, HubSource, Range, SpaceConfig, SweepConfig, TrainingConfig
 from raysft.errors import InputError
 from raysft.objectives import Power
 from raysft.sweepfile import absolute, absolute_paths, dump, load, schema, validated
+from raysft.yamltext import write as write_yaml
 
 TEXT = """\
 name: s
@@ -287,6 +288,155 @@ def test_a_key_that_a_setting_leaves_missing_is_blamed_on_it(write: Write) -> No
     assert error.reason == "'grace_period' is missing."
 
 
+# --- overlays -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def laid(write: Write) -> Callable[..., list[Path]]:
+    """Writes overlays into the working directory, as a.yaml, b.yaml, ..."""
+
+    def laid(*texts: str) -> list[Path]:
+        paths = [Path(f"{name}.yaml") for name, _ in zip("abc", texts, strict=False)]
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text)
+        return paths
+
+    return laid
+
+
+Laid = Callable[..., list[Path]]
+
+
+def overlay_refusal(path: Path, overlays: list[Path], *sets: str) -> InputError:
+    with pytest.raises(InputError) as refused:
+        load(path, sets, overlays)
+    return refused.value
+
+
+def test_an_overlay_replaces_keys_and_leaves_the_rest(write: Write, laid: Laid) -> None:
+    path = write("space: {exponent: {low: 1, high: 2}, keep: [below], threshold: 0.2}\ntraining: {steps: 9}\n")
+    config = load(path, overlays=laid("space: {exponent: [0.5, 2]}\ntraining:\n  lora: {rank: 4}\n"))
+    assert config.space == SpaceConfig(exponent=[0.5, 2], keep=["below"], threshold=0.2)
+    assert config.training == TrainingConfig(steps=9, lora={"rank": 4})
+    assert config.data == load(path).data
+
+
+def test_overlays_come_in_their_order_and_before_settings(write: Write, laid: Laid) -> None:
+    overlays = laid("seed: 1\ntraining: {steps: 1, epochs: 2}\n", "seed: 2\ntraining: {steps: 2}\n")
+    config = load(write("seed: 7\n"), ["training.steps=3"], overlays)
+    assert (config.seed, config.training.steps, config.training.epochs) == (2, 3, 2)
+
+
+def test_an_overlay_keeps_its_results_apart_by_its_name(write: Write, laid: Laid) -> None:
+    path = write()
+    assert load(path, overlays=laid("seed: 1\n", "seed: 2\n")).name == "s-a-b"
+    assert load(path, overlays=laid("name: t\n", "seed: 2\n")).name == "t-b"
+    assert load(path, overlays=laid("seed: 1\n", "name: t\n")).name == "t"
+    assert load(path, ["name=u"], laid("seed: 1\n")).name == "u"
+
+
+def test_a_list_replaces_a_list_and_a_source_one_of_another_kind(write: Write, laid: Laid) -> None:
+    config = load(write(), overlays=laid("backbones: [{name: x, path: y}]\ndata: {train: {kind: hub, path: h}}\n"))
+    assert [backbone.name for backbone in config.backbones] == ["x"]
+    assert config.data.train == HubSource(path="h")
+
+
+def test_an_empty_section_of_an_overlay_changes_the_name_alone(write: Write, laid: Laid) -> None:
+    path = write("training: {steps: 3}\n")
+    assert load(path, ["name=s"], laid("training: {}\n")) == load(path)
+
+
+@pytest.mark.parametrize(
+    ("overlay", "place", "reason"),
+    [
+        ("training:\n  stesp: 3\n", "a.yaml line 2: training.stesp", "'stesp' is not a key here."),
+        ("trainig: {}\n", "a.yaml line 1: trainig", "'trainig' is not a key here."),
+        ("seed: 1\ntraining:\n  steps: 0\n", "a.yaml line 3: training.steps", "must be above 0, not 0."),
+        ("\nbackbones:\n- name: x\n", "a.yaml line 3: backbones[0].path", "'path' is missing."),
+        (
+            "search:\n  asha: {reduction_factor: 2}\n",
+            "a.yaml line 2: search.asha.grace_period",
+            "'grace_period' is missing.",
+        ),
+        (
+            "\nzero:\n  offload: all\n",
+            "s.yaml line 10 with a.yaml line 2: zero",
+            "offloading the weights needs stage 3.",
+        ),
+        ("seed: 1\nseed: 2\n", "a.yaml line 2", "'seed' is in line 1 already."),
+        ("workers: {count: true}\n", "a.yaml line 1: workers.count", "must be a number, not true."),
+        ("data: {train: {kind: hub}}\n", "a.yaml line 1: data.train.path", "'path' is missing."),
+        ("data: {train: {key: x}}\n", "s.yaml line 7 with a.yaml line 1: data.train", "key names a list inside"),
+        ("- 1\n", "a.yaml line 1", "is no mapping of keys to values."),
+        ("", "a.yaml", "is empty."),
+    ],
+)
+def test_a_mistake_is_told_where_it_was_made(write: Write, laid: Laid, overlay: str, place: str, reason: str) -> None:
+    path = write("zero: {stage: 1}\n")
+    assert load(path).zero.stage == 1
+    error = overlay_refusal(path, laid(overlay))
+    assert error.place == place
+    assert error.reason.startswith(reason)
+
+
+def test_what_the_file_has_wrong_stays_its_own(write: Write, laid: Laid) -> None:
+    path = write("training: {steps: 0}\n")
+    assert overlay_refusal(path, laid("training: {epochs: 2}\n")).place == "s.yaml line 10: training.steps"
+    missing = write(text="name: s\nbackbones: [{name: a, path: p}]\n")
+    assert overlay_refusal(missing, laid("seed: 2\n")).place == "s.yaml line 1: data"
+    error = overlay_refusal(write(), laid("training: {steps: 3}\n"), "training.steps=0")
+    assert error.place == "--set training.steps=0"
+
+
+def test_the_last_of_several_overlays_is_blamed(write: Write, laid: Laid) -> None:
+    overlays = laid("training: {steps: 3}\n", "\ntraining: {steps: 0}\n", "seed: 1\n")
+    assert overlay_refusal(write(), overlays).place == "b.yaml line 2: training.steps"
+
+
+def test_an_overlay_alone_is_no_sweep(write: Write, laid: Laid) -> None:
+    write()
+    (path,) = laid("space: {exponent: [1, 2]}\n")
+    error = refusal(path)
+    assert str(error) == (
+        "a.yaml: has neither a name nor data, so that it is an overlay. "
+        "Lay it over a sweep file: raysft sweep FILE --with a.yaml"
+    )
+
+
+def test_an_overlay_that_is_not_there_is_refused(write: Write) -> None:
+    assert str(overlay_refusal(write(), [Path("z.yaml")])) == "z.yaml: does not exist. Did you mean 's.yaml'?"
+
+
+LEAVES: dict[str, st.SearchStrategy[Any]] = {
+    "seed": st.integers(0, 9),
+    "training.steps": st.integers(1, 9),
+    "training.lora.rank": st.integers(1, 9),
+    "training.lora.alpha": st.integers(1, 9),
+    "search.asha.grace_period": st.integers(1, 9),
+    "evaluation.generation.samples": st.integers(1, 4),
+    "space.exponent": st.lists(st.integers(0, 9), min_size=1, max_size=3, unique=True),
+    "backbones": st.just([{"name": "x", "path": "y"}]),
+}
+
+
+@settings(deadline=None)
+@given(st.fixed_dictionaries({"evaluation.every": st.just(1)}, optional=LEAVES))
+def test_an_overlay_says_what_settings_say(tmp_path_factory: pytest.TempPathFactory, leaves: dict[str, Any]) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "sweep.yaml").write_text(TEXT)
+    nested: dict[str, Any] = {}
+    for key, value in leaves.items():
+        *sections, last = key.split(".")
+        section = nested
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[last] = value
+    (folder / "over.yaml").write_text(write_yaml(nested))
+    sets = [f"{key}={json.dumps(value)}" for key, value in leaves.items()]
+    laid_over = load(folder / "sweep.yaml", ["name=s"], [folder / "over.yaml"])
+    assert laid_over == load(folder / "sweep.yaml", sets)
+
+
 # --- other ways in and out ------------------------------------------------------------------------------------------
 
 
@@ -365,7 +515,7 @@ POWERS = st.fixed_dictionaries(
 )
 DIMENSIONS = st.one_of(
     st.floats(1e-9, 1),
-    st.lists(st.floats(1e-9, 1), min_size=1, max_size=3),
+    st.lists(st.floats(1e-9, 1), min_size=1, max_size=3, unique=True),
     st.fixed_dictionaries({"low": st.floats(1e-9, 0.4), "high": st.floats(0.5, 1), "log": st.booleans()}),
 )
 BACKBONES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(

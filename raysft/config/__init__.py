@@ -34,6 +34,8 @@ from raysft.config.sweep import (
     WorkersConfig,
     ZeroConfig,
     config_hash,
+    merge,
+    merges,
     total_steps,
 )
 
@@ -72,6 +74,8 @@ __all__ = [
     "bounds",
     "builtin_tasks",
     "config_hash",
+    "merge",
+    "merges",
     "task_values",
     "total_steps",
 ]

@@ -105,7 +105,10 @@ class TaskConfig(GenerationConfig):
     response_pattern: str | None = Field(
         default=None, description="regular expression; its last match in the answer's field is the answer"
     )
-    options: str | None = Field(default=None, description="field with the options: label -> text, or a list of texts")
+    options: str | Annotated[list[str], Field(min_length=2)] | None = Field(
+        default=None,
+        description="field with the options: label -> text, or a list of texts; or a list of fields with one each",
+    )
     instruction: str = Field(default="{prompt}", description="what the model reads: {prompt}, {options} are filled in")
     system: str | None = Field(default=None, description="system message; null: the template's own, if it has one")
     template: Template | None = Field(default=None, description="null: that of the data section")
@@ -160,6 +163,10 @@ def task_values(name: str, changes: dict[str, Any] | None) -> dict[str, Any]:
     elif "source" in changes:
         base = {}
     else:
+        unknown = [key for key in changes if key not in TaskConfig.model_fields]
+        hints = {key: did_you_mean(key, ["source", "file"]) for key in unknown}
+        if misspelt := next((key for key, hint in hints.items() if hint.startswith("Did")), None):
+            raise ValueError(f"the task '{name}' has no key '{misspelt}'. {hints[misspelt]}")
         raise ValueError(
             f"'{name}' is no built-in task. {did_you_mean(name, builtin_tasks())} "
             "A task of one's own has a source, or a file: {file: mytask.yaml}"

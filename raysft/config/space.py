@@ -52,7 +52,7 @@ class Range(Strict):
 
 
 Choices = Annotated[list[FiniteFloat], Field(min_length=1)]
-Dimension = Range | Choices | FiniteFloat
+Dimension = Range | Choices | FiniteFloat  # drawn from, chosen from, or the same for every trial
 
 
 def bounds(dimension: Dimension) -> tuple[float, float]:
@@ -121,15 +121,28 @@ class SpaceConfig(Strict):
         names = [family.type for family in self.objectives]
         if duplicate := next((name for name in names if names.count(name) > 1), None):
             raise ValueError(f"objectives has '{duplicate}' twice: give it one entry, with ranges or lists of values")
+        self._each_value_once()
         for family in self.objectives:
-            self._corners(family.type)
+            self._taken(family.type)
         return self
 
-    def _corners(self, name: str) -> None:
-        """Raises ValueError unless the objective takes the smallest and the largest value of each dimension."""
+    def _each_value_once(self) -> None:
+        """Raises ValueError for a list that has a value twice: a grid would run it twice, and Optuna favours it."""
+        lists = {key: getattr(self, key) for key in ("exponent", "threshold", "upper", "keep", "learning_rate")}
+        for family in self.objectives:
+            lists |= {f"{family.type}.{key}": value for key, value in self.dimensions(family.type).items()}
+        for key, values in lists.items():
+            if isinstance(values, list) and len(set(values)) < len(values):
+                twice = next(value for value in values if values.count(value) > 1)
+                shown = f"{twice:g}" if isinstance(twice, float) else twice
+                raise ValueError(f"{key} lists {shown} twice: name each value once")
+
+    def _taken(self, name: str) -> None:
+        """Raises ValueError unless the objective takes the ends of each range and every value of each list."""
         dimensions = self.dimensions(name)
-        for side in (0, -1):
-            values = {key: _corner(dimension, side) for key, dimension in dimensions.items()}
+        longest = max((len(d) for d in dimensions.values() if isinstance(d, list)), default=0)
+        for position in range(max(2, longest)):
+            values = {key: _sample(dimension, position) for key, dimension in dimensions.items()}
             try:
                 known()[name].model_validate(values)
             except ValidationError as error:
@@ -146,7 +159,7 @@ class SpaceConfig(Strict):
         return own
 
 
-def _corner(dimension: Any, side: int) -> Any:
-    if isinstance(dimension, Range):
-        return dimension.bounds()[side]
-    return dimension[side] if isinstance(dimension, list) else dimension
+def _sample(dimension: Any, position: int) -> Any:
+    """A range's low, then its high; a list's values in turn, of which the last stays."""
+    values = dimension.bounds() if isinstance(dimension, Range) else dimension
+    return values[min(position, len(values) - 1)] if isinstance(values, list | tuple) else values

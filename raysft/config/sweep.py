@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from raysft.config.evaluation import TASK_NAME, EvaluationConfig, Template
+from raysft.config.grid import LARGEST, points, size, unlisted
 from raysft.config.source import Revision, Source
 from raysft.config.space import PAPER_BASELINES, AnyObjective, SpaceConfig
 from raysft.errors import did_you_mean
@@ -183,16 +184,37 @@ TASK_METRIC = re.compile(rf"eval/({TASK_NAME})/accuracy")
 
 
 class SearchConfig(Strict):
-    trials: int = Field(default=16, ge=0, description="searched trials of a backbone, besides the baselines")
-    sampler: Literal["tpe", "random"] = "tpe"
+    trials: int | None = Field(
+        default=16,
+        ge=0,
+        description="searched trials of a backbone, besides the baselines; of a grid the first so many, null (with it "
+        "the default): all of it",
+    )
+    sampler: Literal["tpe", "random", "grid"] = Field(
+        default="tpe", description="grid: every combination of the space's lists once, in a fixed order"
+    )
     advice: bool = Field(
-        default=True, description="with an accuracy as metric, the first searched trials are those that are advised"
+        default=True,
+        description="with an accuracy as metric, the first searched trials are those that are advised; not in a grid",
     )
     metric: str = Field(
         default="eval/accuracy", description="eval/accuracy, eval/nll, eval/mean_probability, or eval/TASK/accuracy"
     )
     asha: AshaConfig | None = Field(default=None, description="pause trials at rungs and promote the best; null: none")
     seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_grid(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("sampler") == "grid":
+            return {"trials": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _counted(self) -> Self:
+        if self.trials is None and self.sampler != "grid":
+            raise ValueError(f"trials null means a whole grid: give the sampler {self.sampler} a number of trials")
+        return self
 
     @field_validator("metric")
     @classmethod
@@ -297,6 +319,8 @@ class SweepConfig(Strict):
             raise ValueError(f"workers.lanes above 1 needs {needed}; or set workers.lanes to 1")
         if self.tracking.register_as and self.export == "none":
             raise ValueError("tracking.register_as needs a model that is kept: set export to best or all")
+        if self.search.sampler == "grid":
+            self._listed()
         evaluation, task = self.evaluation, self.search.task
         if self.search.metric == "eval/accuracy" and not (evaluation.generation or evaluation.tasks):
             needs = "needs evaluation.generation or evaluation.tasks"
@@ -319,6 +343,13 @@ class SweepConfig(Strict):
             if heldout.kind != "reasoning_gym":
                 raise ValueError("the scorer reasoning_gym needs held-out data of kind reasoning_gym")
         return self
+
+    def _listed(self) -> None:
+        """Raises ValueError for a space that no grid goes through."""
+        if key := unlisted(self.space):
+            raise ValueError(f"search.sampler grid needs values, but space.{key} is a range: list them, or give a step")
+        if (count := size(self.space)) > LARGEST:
+            raise ValueError(f"search.sampler grid: the space has {count:,} points, more than {LARGEST:,}: list fewer")
 
     def _missing_for_lanes(self) -> str | None:
         """What keeps trials from training side by side. Dropout would draw other numbers than in a trial alone."""
@@ -346,12 +377,32 @@ class SweepConfig(Strict):
         """The paper's four and the file's own, each once."""
         return list(dict.fromkeys([*PAPER_BASELINES, *self.baselines]))
 
+    def grid(self) -> "list[TrialConfig] | None":
+        """All points of the space in their order, but those that the baselines are already; None: another sampler."""
+        if self.search.sampler != "grid":
+            return None
+        rate, run = self.training.learning_rate, self.all_baselines()
+        trials = [
+            TrialConfig(objective=objective, learning_rate=own or rate, seed=self.seed)
+            for objective, own in points(self.space)
+        ]
+        return [trial for trial in trials if trial.objective not in run or trial.learning_rate != rate]
+
+    @property
+    def searched(self) -> int:
+        """How many trials of one backbone are searched."""
+        grid, trials = self.grid(), self.search.trials
+        if grid is not None:
+            return len(grid[:trials])
+        assert trials is not None
+        return trials
+
     def for_backbone(self, name: str) -> "SweepConfig":
         """This file as one backbone sees it: only that backbone, its overrides merged in."""
         backbone = next(b for b in self.backbones if b.name == name)
         values = self.model_dump(mode="json")
         for section, override in backbone.overrides.items():
-            values[section] = _merge(values[section], override)
+            values[section] = merge(values[section], override)
         values["backbones"] = [backbone.model_dump(mode="json") | {"overrides": {}}]
         return SweepConfig.model_validate(values)
 
@@ -396,13 +447,17 @@ class Job:
         return Store(self.folder, self.uri)
 
 
-def _merge(base: Any, override: Any) -> Any:
+def merge(base: Any, override: Any) -> Any:
     """The base, replaced key by key; a data source of another kind shares no keys with it."""
-    if isinstance(base, dict) and isinstance(override, dict):
-        if override.get("kind", base.get("kind")) != base.get("kind"):
-            return override
-        return base | {key: _merge(base.get(key), value) for key, value in override.items()}
-    return override
+    if not merges(base, override):
+        return override
+    return base | {key: merge(base.get(key), value) for key, value in override.items()}
+
+
+def merges(base: Any, override: Any) -> bool:
+    """Whether an override leaves what it does not name of the base."""
+    both = isinstance(base, dict) and isinstance(override, dict)
+    return both and override.get("kind", base.get("kind")) == base.get("kind")
 
 
 def config_hash(*configs: BaseModel | dict[str, Any]) -> str:

@@ -57,7 +57,9 @@ def _example(row: Row, name: str, task: TaskConfig, place: str, index: int) -> E
     response = _answer(value_of(row, f"{setting}.response", task.response, place), task, place)
     options = None
     if task.options is not None:
-        options = _options(value_of(row, f"{setting}.options", task.options, place), task.options, place)
+        fields = [task.options] if isinstance(task.options, str) else task.options
+        values = [value_of(row, f"{setting}.options", field, place) for field in fields]
+        options = _options(values[0] if isinstance(task.options, str) else values, ", ".join(fields), place)
         response = _label(response, options, row, task, place)
     text = "\n".join(f"{label}. {option}" for label, option in (options or {}).items())
     told = task.instruction.replace("{options}", text).replace("{prompt}", question)

@@ -217,7 +217,7 @@ def _changes(old: Any, new: Any, key: str = "") -> list[str]:
 
 def planned(config: SweepConfig, given: int, rows: list[TrialRow]) -> int:
     """Trials of a study; at most, while the search goes on. rows: that began; given: how many precede the searched."""
-    searched = given + config.search.trials
+    searched = given + config.searched
     over = sum(row.trial.role != "confirm" and row.status != "INTERRUPTED" for row in rows) >= searched
     if not over:
         return searched + most_confirm_trials(config)
@@ -315,7 +315,8 @@ class _Study:
         """Run Tune until every trial has ended, or to the user's interruption."""
         search = self.config.search
         space = Space(self.config.space, self.config.training.learning_rate, self.config.seed)
-        searcher = StudySearch(space, self.given, search, capability, self.ledger, self._confirm, advice)
+        grid = self.config.grid()
+        searcher = StudySearch(space, self.given, search, capability, self.ledger, self._confirm, advice, grid)
         mirror = Mirror(tracked, board, self.ledger, self.progress)
         mirror.catch_up(searcher.paused)
         if not self.left:

@@ -21,7 +21,7 @@ ADVISED = 3  # searched trials that the advice chooses, and no more than half of
 
 class StudySearch(Searcher):
     """First the trials that were interrupted, then those that are promoted, then what is left of the given ones, then
-    searched ones, of which the advised come before those that Optuna draws, and when all of these have ended those
+    searched ones (a grid's points, or the advised and then what Optuna draws), and when all of these have ended those
     that confirm the result. Each is entered into the ledger as it begins.
 
     To Tune, each way of a trial to its end or to the rung where it is paused is a trial of its own. Tune's own PAUSE
@@ -41,13 +41,15 @@ class StudySearch(Searcher):
         ledger: Ledger,
         confirm: Callable[[list[TrialRow]], list[TrialConfig]] = lambda rows: [],
         advice: Advice | None = None,
+        grid: list[TrialConfig] | None = None,
     ) -> None:
         """confirm: from the ledger's rows, once the search is over, the trials that confirm it; advice: None where no
-        trial needs one and none is to come first by it.
+        trial needs one and none is to come first by it; grid: what is searched instead of what Optuna would draw.
         """
         super().__init__(metric=search.metric, mode=search.mode)
         self.confirm = confirm
         self.space, self.search, self.capability, self.ledger, self.advice = space, search, capability, ledger, advice
+        self.grid = None if grid is None else grid[: search.trials]
         self.advised = self._advised(given)
         self.halving = Halving(search.asha, search.mode == "max") if search.asha else None
         self.trials: dict[str, TrialConfig] = {}  # by the ledger's ids, as all here but `running`
@@ -123,8 +125,7 @@ class StudySearch(Searcher):
             return self._promoted(name)
         if self.waiting:
             return self._begin(self.waiting.pop(0))
-        if self.drawn < self.search.trials:
-            trial = self.advised[self.drawn] if self.drawn < len(self.advised) else self._draw()
+        if (trial := self._searched(self.drawn)) is not None:
             self.drawn += 1
             return self._begin(trial)
         searched = self.halving.sent.keys() & self.running.values() if self.halving else ()
@@ -151,12 +152,21 @@ class StudySearch(Searcher):
 
     def _advised(self, given: list[TrialConfig]) -> list[TrialConfig]:
         """The searched trials that come first: the same at every start of the study."""
-        if self.advice is None or not self.search.advice:
+        if self.advice is None or not self.search.advice or self.search.trials is None:
             return []
         tried = [trial.objective for trial in given]
         promising = [objective for objective in self.advice.promising() if objective not in tried]
         trials = [trial for objective in promising if (trial := self.space.of(objective, self.capability))]
         return trials[: min(ADVISED, math.ceil(self.search.trials / 2))]
+
+    def _searched(self, number: int) -> TrialConfig | None:
+        """The searched trial of this number, from 0; None where there are no more."""
+        if self.grid is not None:
+            return self.grid[number] if number < len(self.grid) else None
+        assert self.search.trials is not None, "only a grid has a number of its own"
+        if number >= self.search.trials:
+            return None
+        return self.advised[number] if number < len(self.advised) else self._draw()
 
     def _draw(self) -> TrialConfig:
         asked = self.study().ask()

@@ -82,6 +82,9 @@ def test_a_task_of_ones_own_is_a_file_or_written_out(tmp_path: Path) -> None:
     ("tasks", "message"),
     [
         (["mth500"], "'mth500' is no built-in task. Did you mean 'math500'?"),
+        ({"mine": {"scorer": "math"}}, "'mine' is no built-in task."),
+        ({"mine": {"scorer": "math", "sourcee": {}}}, "the task 'mine' has no key 'sourcee'. Did you mean 'source'?"),
+        ({"mine": OWN | {"options": ["a"]}}, "at least 2 items"),
         (["gsm8k", "gsm8k"], "the task 'gsm8k' stands twice"),
         ({"a b": OWN}, "must be made of letters, digits"),
         ({"generation": OWN}, "cannot be named 'generation'"),

@@ -80,9 +80,21 @@ def test_options_and_the_label_of_the_right_one(task: Make, options: Any, answer
     assert list((example.options or {}).values()) == told.replace("A. ", "").replace("B. ", "").split("\n")
 
 
+def test_options_that_have_a_field_each(task: Make) -> None:
+    """As in MMLU-ProX; rows with fewer options have null in the last fields."""
+    rows = [{"question": "q?", "answer": "B", "o0": "yes", "o1": "no", "o2": None}]
+    fields = ["o0", "o1", "o2"]
+    (example,) = task_examples("t", task(rows, options=fields, instruction="{prompt}\n{options}"))
+    assert example.options == {"A": "yes", "B": "no"}
+    assert example.messages[0]["content"] == "q?\nA. yes\nB. no"
+    assert example.response == "B"
+
+
 @pytest.mark.parametrize(
     ("row", "changes", "message", "fix"),
     [
+        ({"question": "1", "answer": "A", "o": "x"}, {"options": ["o", "p"]}, "field 'p' is missing", "options"),
+        ({"question": "1", "answer": "A", "o": "x", "p": None}, {"options": ["o", "p"]}, "'o, p' has 1 options", "Rem"),
         ({"qestion": "1", "answer": "2"}, {}, "field 'question' is missing", "evaluation.tasks.t.prompt"),
         ({"question": "1", "answer": " "}, {}, "the answer .* is empty", "Remove"),
         ({"question": "1", "answer": None}, {}, "field 'answer' is not text but null", "Name a field"),

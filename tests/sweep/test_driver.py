@@ -149,6 +149,25 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
 
 
 @pytest.mark.slow
+def test_a_grid_runs_each_of_its_points_once(ray_cluster: None, make_config: Make) -> None:
+    """Two at once; exponent 1 is a baseline, and a quantile becomes a probability that Optuna's file knows again."""
+    space = {"exponent": [0.5, 1], "threshold": [0.25], "threshold_unit": "quantile"}
+    config = make_config(space=space, search={"sampler": "grid", "trials": None}, training={"steps": 2})
+    (result,) = sweep(config, quiet())
+    assert {t.status for t in result.trials} == {"FINISHED"}
+    searched = [t.trial for t in result.trials if t.trial.role == "search"]
+    assert [(t.objective.exponent, t.quantile) for t in searched] == [(0.5, None), (0.5, 0.25), (1, 0.25)]
+    assert len(result.trials) == 4 + config.searched == 7
+    folder = study_folder(config.for_backbone(result.backbone))
+    known = optuna.load_study(study_name=f"tiny/{result.backbone}", storage=f"sqlite:///{folder / 'optuna.db'}")
+    assert [t.params for t in known.trials[4:]] == [
+        {"exponent": 0.5, "thresholded": False},
+        {"exponent": 0.5, "thresholded": True},
+        {"exponent": 1.0, "thresholded": True},
+    ]
+
+
+@pytest.mark.slow
 def test_a_sweep_begins_with_what_is_advised(ray_cluster: None, make_config: Make) -> None:
     """auto has its exponent before it trains; a resume goes by the advice that the study began with."""
     config = make_config(

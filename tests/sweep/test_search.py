@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 from raysft.advisor import Advice, Choice, advise
 from raysft.capability import Capability
 from raysft.config import PAPER_BASELINES, SearchConfig, SpaceConfig, TrialConfig
+from raysft.config.grid import points
 from raysft.objectives import Power
 from raysft.objectives.auto import Auto
 from raysft.sweep.ledger import Ledger, Status, TrialRow
@@ -49,6 +50,7 @@ def search_over(
     search: SearchConfig = SEARCH,
     ledger: Ledger | None = None,
     advice: Advice | None = None,
+    grid: list[TrialConfig] | None = None,
 ) -> StudySearch:
     """A searcher of a study of its own, or of one whose ledger is given."""
     with tempfile.TemporaryDirectory() as folder:
@@ -59,6 +61,7 @@ def search_over(
             capability(),
             ledger or Ledger(Path(folder)),
             advice=advice,
+            grid=grid,
         )
     return searcher
 
@@ -286,6 +289,64 @@ def record(ledger: Ledger, row: TrialRow, status: Status, values: dict[int, floa
 def write(ledger: Ledger, row: TrialRow, values: dict[int, float]) -> None:
     lines = [json.dumps({"step": step, "time": 1.7e9, "eval/nll": value}) for step, value in values.items()]
     (ledger.folder / row.trial_id / "metrics.jsonl").write_text("".join(line + "\n" for line in lines))
+
+
+# --- grids ----------------------------------------------------------------------------------------------------------
+
+LISTS = SpaceConfig(exponent=[0.5, 2, 3], threshold=[0.1, 0.2], threshold_unit="quantile")
+POINTS = [TrialConfig(objective=o, learning_rate=RATE, seed=0) for o, _ in points(LISTS)]
+GRID = SearchConfig(metric="eval/nll", sampler="grid")
+
+
+def labels(trials: list[TrialConfig]) -> list[str]:
+    return [trial.objective.label() for trial in trials]
+
+
+def test_a_grid_is_gone_through_once_in_its_order_while_others_run() -> None:
+    """Failed ones do not come back by themselves, and the advice changes nothing."""
+    searcher = search_over(LISTS, GIVEN[:1], GRID, grid=POINTS, advice=advising(2, 3))
+    found = [suggested(searcher, "-"), *(suggested(searcher, str(i)) for i in range(3))]
+    searcher.on_trial_complete("1", finished(1.0))
+    searcher.on_trial_complete("2", None, error=True)
+    found += [suggested(searcher, str(i)) for i in range(3, 9)]
+    assert labels(found[:4]) == ["nll", "exponent 0.5", "-p^2", "-p^3"]
+    assert [(t.quantile, t.objective.exponent) for t in found[4:]] == [
+        (quantile, exponent) for quantile in (0.1, 0.2) for exponent in (0.5, 2, 3)
+    ]
+    assert searcher.suggest("nothing") is None
+    states = [t.state for t in searcher.study().trials]
+    assert states == [TrialState.RUNNING, TrialState.COMPLETE, *[TrialState.RUNNING] * 6], "the failed one is unknown"
+
+
+@pytest.mark.parametrize("begun", [1, 3, 6, 9])
+def test_a_resumed_grid_goes_on_where_the_ledger_ends(tmp_path: Path, begun: int) -> None:
+    ledger = Ledger(tmp_path)
+    first = search_over(LISTS, GIVEN[:1], GRID, ledger, grid=POINTS)
+    for name in range(begun):
+        first.suggest(str(name))
+    for row in ledger.rows():
+        record(ledger, row, "FINISHED", {10: 1.0})
+    second = search_over(LISTS, GIVEN[:1], GRID, ledger, grid=POINTS)
+    for name in range(10 - begun):
+        assert suggested(second, str(name)).role == "search"
+    assert second.suggest("nothing") is None
+    whole = search_over(LISTS, GIVEN[:1], GRID, grid=POINTS)
+    assert [row.trial for row in ledger.rows()] == [suggested(whole, str(i)) for i in range(10)]
+
+
+def test_a_number_of_trials_takes_the_first_of_a_grid() -> None:
+    searcher = search_over(LISTS, [], GRID.model_copy(update={"trials": 2}), grid=POINTS)
+    assert labels([suggested(searcher, name) for name in "ab"]) == ["exponent 0.5", "-p^2"]
+    assert searcher.suggest("nothing") is None
+
+
+def test_the_points_of_a_grid_are_halved_as_what_is_drawn(tmp_path: Path) -> None:
+    search = GRID.model_copy(update={"asha": HALVING.asha})
+    searcher = search_over(LISTS, [], search, grid=POINTS[:2])
+    assert [searcher.suggest(name)["until"] for name in "ab"] == [4, 4]
+    searcher.on_trial_complete("a", paused(2.0, 4))
+    searcher.on_trial_complete("b", paused(1.0, 4))
+    assert searcher.suggest("c")["trial_id"] == "0001"
 
 
 # --- advice -----------------------------------------------------------------------------------------------------------
