@@ -74,10 +74,9 @@ done
 for node in "${nodes[@]:1}"; do
     "${on_node[@]}" --nodelist="$node" ray start --address="$RAY_ADDRESS" "${resources[@]}" &
 done
-python "${SLURM_CHECKOUT}/cluster/gather.py" --workers ${WORKERS} --each GPU=${WORKER_GPUS} --minutes ${GATHER_MINUTES}
 
 # --resume begins where nothing is there, and goes on where something is.
-raysft sweep "$@" --resume &
+raysft sweep "$@" --resume --set workers.max_concurrent=${GROUPS_AT_ONCE} --set workers.wait_minutes=${WAIT_MINUTES} &
 sweep=$!
 code=0
 exit_code_of "$sweep" || code=$?

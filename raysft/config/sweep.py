@@ -146,7 +146,18 @@ class WorkersConfig(Strict):
         "a trial's numbers then depend on the others by round-off",
     )
     max_concurrent: int | None = Field(default=None, gt=0, description="groups; null: as many as fit the cluster")
+    wait_minutes: float = Field(
+        default=0,
+        ge=0,
+        description="an autoscaler may take to start nodes for max_concurrent groups",
+    )
     max_failures: int = Field(default=2, ge=0, description="restarts of a trial whose group broke")
+
+    @model_validator(mode="after")
+    def _waits_for_a_number(self) -> Self:
+        if self.wait_minutes and self.max_concurrent is None:
+            raise ValueError("wait_minutes needs max_concurrent: how many groups the autoscaler shall bring nodes for")
+        return self
 
     @field_validator("resources")
     @classmethod

@@ -31,6 +31,7 @@ from raysft.preflight import check_written
 from raysft.progress import Progress
 from raysft.store import Store, check_storage
 from raysft.sweep.board import ON_HEAD
+from raysft.sweep.capacity import groups_at_once
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
 from raysft.sweep.groups import GroupsInTurn
 from raysft.sweep.ledger import Ledger, TrialRow
@@ -64,25 +65,6 @@ class StudyResult:
     interrupted: bool
 
 
-def slots_that_fit(config: SweepConfig, nodes: list[dict[str, Any]]) -> int:
-    """Groups of a study that fit the cluster at once. Raises InputError where not one does."""
-    workers = config.workers
-    fits = 0
-    for node in nodes:
-        offered = node["Resources"]
-        needed = {name: amount for name, amount in workers.resources.items() if amount > 0}
-        fits += min((int(offered.get(name, 0) / amount + 1e-9) for name, amount in needed.items()), default=0)
-    groups = fits // workers.count
-    if groups == 0:
-        offers = [{k: v for k, v in n["Resources"].items() if k in {"CPU", "GPU", *workers.resources}} for n in nodes]
-        raise InputError(
-            "workers",
-            f"one group needs {workers.count} x {workers.resources}, but the cluster's nodes offer {offers}.",
-            "Lower workers.count or workers.resources, or add nodes.",
-        )
-    return min(groups, workers.max_concurrent or groups)
-
-
 def sweep(
     config: SweepConfig,
     progress: Progress,
@@ -106,7 +88,7 @@ def sweep(
     with ThreadPoolExecutor(1) as aside:
         tracked = aside.submit(Tracking, config)  # MLflow makes its database while Ray starts
         with ray_session(address):
-            slots = [slots_that_fit(study, [n for n in ray.nodes() if n["Alive"]]) for study in studies]
+            slots = [groups_at_once(study) for study in studies]
             try:
                 return _in_turn(studies, slots, tracked.result(), progress, resume, given or baselines)
             except RayActorError:  # the only actor that this process asks

@@ -23,7 +23,7 @@ from raysft.inprocess import bench_here
 from raysft.objectives import Power
 from raysft.progress import Progress
 from raysft.records import read_records
-from raysft.sweep.driver import baselines, slots_that_fit, study_folder, sweep
+from raysft.sweep.driver import baselines, study_folder, sweep
 from raysft.sweepfile import dump
 from tests.conftest import fill
 
@@ -526,17 +526,6 @@ def test_a_sweeps_own_process_loads_no_models() -> None:
     """Seconds of every start; the groups do it."""
     code = "import sys, raysft.sweep.driver; print({'torch', 'transformers', 'datasets'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
-
-
-def test_slots(make_config: Make) -> None:
-    node = {"Resources": {"CPU": 4.0, "GPU": 1.0}, "Alive": True}
-    assert slots_that_fit(make_config(), [node, node]) == 8
-    assert slots_that_fit(make_config(workers={"count": 2}), [node]) == 2
-    assert slots_that_fit(make_config(workers={"count": 2, "resources": {"CPU": 1, "GPU": 1}}), [node, node]) == 1
-    assert slots_that_fit(make_config(workers={"max_concurrent": 1}), [node]) == 1
-    assert slots_that_fit(make_config(workers={"resources": {"CPU": 0.5}}), [node]) == 8
-    with pytest.raises(InputError, match="one group needs 4 x"):
-        slots_that_fit(make_config(workers={"count": 4, "resources": {"GPU": 1}}), [node])
 
 
 def test_baselines_are_the_papers_and_the_files_own(make_config: Make) -> None:
