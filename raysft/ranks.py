@@ -3,7 +3,6 @@
 Thin over torch.distributed, so that the same code runs in a plain process and in a Ray Train worker.
 """
 
-import os
 from typing import Any
 
 import torch
@@ -13,13 +12,13 @@ import torch.distributed as dist
 class Ranks:
     """This process's place in the current process group. Every method is collective: all ranks call it."""
 
-    def __init__(self, apart: bool = False) -> None:
-        """apart: each node has files of its own; else all ranks see the same."""
+    def __init__(self, machine: str | None = None) -> None:
+        """machine: whose files this rank sees, by any name; None: all see the same. Collective where it is named."""
         self.active = dist.is_available() and dist.is_initialized()
         self.rank: int = dist.get_rank() if self.active else 0
         self.world: int = dist.get_world_size() if self.active else 1
-        first_of_node = os.environ.get("LOCAL_RANK", str(self.rank)) == "0"
-        self.keeps_files = self.rank == 0 or (apart and self.active and first_of_node)  # for those who see the same
+        machines = self.gather(machine) if machine is not None else [None] * self.world
+        self.keeps_files = machines.index(machine) == self.rank  # for all who see the same
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The elementwise sum over ranks, on every rank; `values` stays unchanged."""

@@ -88,9 +88,11 @@ def server(postgres: tuple[str, dict[str, str]], s3: str, bucket: str, tmp_path:
 
 
 @pytest.fixture
-def cluster(s3: str) -> Iterator[str]:
+def cluster(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a head that runs no work and two nodes of one core."""
     folder = tempfile.mkdtemp(prefix="ray-")  # sockets want a short name
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     script = Path(__file__).with_name("cluster_of_nodes.py")
     process = subprocess.Popen(
         [sys.executable, str(script), "2"],

@@ -53,7 +53,7 @@ def _group_loop(settings: dict[str, Any]) -> None:
     prepare_process(workers)
     from raysft.ranks import Ranks
 
-    ranks = Ranks(apart=settings["apart"])
+    ranks = Ranks(ray.get_runtime_context().get_node_id() if settings["apart"] else None)
     slot, board = settings["slot"], settings["board"]
     seats = [Seat(board, (slot, lane)) if ranks.rank == 0 else None for lane in range(workers.lanes)]
     if seats[0]:

@@ -59,9 +59,8 @@ def train(config: str, trial: str, folder: Path, stop_after: int | None = None, 
     """
     libraries_quiet()
     if uri:
-        os.environ["LOCAL_RANK"] = "0"
         folder = Path(tempfile.mkdtemp(dir=folder.parent)) / folder.name
-    ranks, asked = Ranks(apart=uri is not None), 0
+    ranks, asked = Ranks(str(folder) if uri else None), 0
 
     def stop() -> Any:
         nonlocal asked
