@@ -1,0 +1,48 @@
+"""What GPUs can do, as their makers state it. Needs neither torch nor ray."""
+
+from dataclasses import dataclass
+
+from raysft.errors import InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Device:
+    """peak: dense bf16 operations a second; bandwidth: bytes of its memory a second; memory: bytes."""
+
+    name: str
+    peak: float
+    bandwidth: float
+    memory: float
+
+
+# By a part of the name that the driver gives; the first that fits counts, so longer names come first.
+DEVICES = (
+    Device("H200", 989e12, 4.8e12, 141e9),
+    Device("H100 PCIe", 756e12, 2.0e12, 80e9),
+    Device("H100", 989e12, 3.35e12, 80e9),
+    Device("A100-SXM4-40GB", 312e12, 1.555e12, 40e9),
+    Device("A100-PCIE-40GB", 312e12, 1.555e12, 40e9),
+    Device("A100", 312e12, 2.0e12, 80e9),
+    Device("L40S", 362e12, 0.864e12, 48e9),
+    Device("L40", 181e12, 0.864e12, 48e9),
+    Device("L4", 121e12, 0.3e12, 24e9),
+    Device("A10G", 70e12, 0.6e12, 24e9),
+    Device("A10", 125e12, 0.6e12, 24e9),
+    Device("B200", 2250e12, 8.0e12, 180e9),
+    Device("RTX 4090", 165e12, 1.008e12, 24e9),
+    Device("RTX 3090", 71e12, 0.936e12, 24e9),
+)
+
+
+def find_device(name: str) -> Device | None:
+    """Of a driver's name, such as NVIDIA A100-SXM4-80GB; None for one that is not in the list."""
+    return next((device for device in DEVICES if device.name.casefold() in name.casefold()), None)
+
+
+def named_device(name: str) -> Device:
+    """Of what a user calls it: h100, rtx-4090. Raises InputError for one that is not in the list."""
+    asked = name.replace("-", " ").replace("_", " ").casefold()
+    for device in DEVICES:
+        if device.name.replace("-", " ").casefold() == asked:
+            return device
+    raise InputError(f"--device {name}", "is not known.", did_you_mean(name, [d.name for d in DEVICES]))
