@@ -91,9 +91,7 @@ def known(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Archite
 
 
 @pytest.mark.parametrize("path", PUBLISHED)
-def test_known_backbones_are_as_large_as_published(
-    path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_known_backbones_are_as_large_as_published(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Billions of parameters, in as many digits as their model cards have; transformers counts the same."""
     found = known(path, monkeypatch, tmp_path)
     assert found.parameters / 1e9 == pytest.approx(PUBLISHED[path], abs=0.0051 if PUBLISHED[path] > 1 else 0.0006)
