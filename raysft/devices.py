@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from raysft.errors import InputError, did_you_mean
 
-
 GIB = 2**30
 
 

@@ -117,7 +117,7 @@ def _state(study: SweepConfig, architecture: Architecture) -> Iterator[Part]:
         yield Part("gradients on their way", buffers + largest, "pass")
     # AdamW's own intermediate result; fp32 gradients made for it where they are not kept in fp32, and at stage 3.
     at_once = min(mine, LIVE) if stage == 3 else mine
-    copied = stage == 3 or (stage == 0 and number == 2 and lanes == 1)
+    copied = (stage == 3 and not offloaded) or (stage == 0 and number == 2 and lanes == 1)
     yield Part("update", 4 * at_once * (2 if copied else 1), "update", on_host=offloaded)
 
 
