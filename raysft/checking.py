@@ -7,7 +7,7 @@ from pathlib import Path
 from raysft.architecture import Architecture, known_rows, of_backbone
 from raysft.check import BackbonePlan, Plan, check, describe, size
 from raysft.config import SweepConfig, total_steps
-from raysft.devices import Device, find_device, named_device
+from raysft.devices import UTILISATION, Device, find_device, named_device
 from raysft.errors import InputError
 from raysft.estimate import (
     Memory,
@@ -44,7 +44,7 @@ class Setting:
     """
 
     device: Device | None = None
-    utilisation: float = 0.4
+    utilisation: float = UTILISATION
     price: float | None = None
     groups: dict[str, int] | None = None
     available: float | None = None
@@ -84,7 +84,8 @@ def check_here(
     else:
         setting = Setting(setting.device, utilisation, price, found.groups)
     estimated = estimate(config, plan, setting)
-    return describe(plan) + estimated.rows + found.rows, [*found.refused, *estimated.refused]
+    refused = {str(error): error for error in [*found.refused, *estimated.refused]}  # backbones may share a reason
+    return describe(plan) + estimated.rows + found.rows, list(refused.values())
 
 
 def estimate(config: SweepConfig, plan: Plan, setting: Setting) -> Estimated:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from raysft import __version__
+from raysft.devices import UTILISATION
 from raysft.errors import InputError, TrialFailed
 from raysft.redaction import holds_secret, redacted
 
@@ -83,7 +84,7 @@ def check(
     file: File,
     sets: Sets = [],  # noqa: B006
     device: Annotated[str | None, typer.Option(help="GPU to estimate time for, and whether it fits: h100")] = None,
-    utilisation: Annotated[float, typer.Option(help="of what its maker states", min=0.01, max=1)] = 0.4,
+    utilisation: Annotated[float, typer.Option(help="of what its maker states", min=0.01, max=1)] = UTILISATION,
     price: Annotated[float | None, typer.Option(help="of an hour of one device", min=0)] = None,
     address: Annotated[str | None, typer.Option(help="a running Ray cluster, which is looked at, too")] = None,
 ) -> None:

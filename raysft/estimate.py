@@ -29,7 +29,6 @@ LIVE = 1_000_000_000  # its stage3_max_live_parameters, and the numbers that sta
 CONTEXT = 1_500_000_000  # bytes that CUDA, its libraries and torch's allocator take besides: assumed, not measured
 HEAD_ROWS = {"cuda": {2: 1024, 4: 512}, "cpu": {2: 256, 4: 112}}  # of raysft.objectives.head, by bytes of an operand
 HEAD_TILE = {"cuda": 32768, "cpu": 4096}  # of raysft.objectives.projection
-UTILISATION = 0.4  # of what a device's maker states, where nobody says otherwise
 
 When = Literal["always", "training", "pass", "update", "evaluation"]
 

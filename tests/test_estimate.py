@@ -211,9 +211,7 @@ def test_state_worked_out_by_hand(
 ) -> None:
     _, architecture = made("llama")
     training = {"precision": precision, "steps": 6, "global_batch_size": 8}
-    study = make_config(
-        training=training, zero={"stage": stage, "offload": offload}, workers={"count": 2, **ON_GPU}
-    )
+    study = make_config(training=training, zero={"stage": stage, "offload": offload}, workers={"count": 2, **ON_GPU})
     found = memory(study, architecture)
     n = architecture.parameters
     always = sum(part.bytes for part in found.parts if part.when == "always" and not part.on_host) - CONTEXT
