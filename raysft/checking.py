@@ -11,6 +11,7 @@ from raysft.devices import UTILISATION, Device, find_device, named_device
 from raysft.errors import InputError
 from raysft.estimate import (
     Memory,
+    When,
     changes_that_fit,
     device_seconds,
     fits,
@@ -26,6 +27,14 @@ from raysft.sweepfile import load, together
 __all__ = ["Setting", "check_here", "estimate", "together"]
 
 Rows = list[tuple[str, str]]
+MOMENTS: dict[When, str] = {
+    "always": "",
+    "start": ", at its start",
+    "training": ", in training",
+    "passes": ", in a pass",
+    "update": ", in an update",
+    "evaluation": ", in evaluation",
+}
 
 ASSUMED = (
     "An estimate by arithmetic. It takes every sample to be as long as data.max_length and every completion as long as "
@@ -121,13 +130,9 @@ def _memory_rows(
     yield "  parameters", _large(architecture.parameters)
     where = f"{size(needed.device)} of a GPU, {size(needed.host)} of the host" if needed.on_gpu else size(needed.host)
     yield "  memory of a worker", f"{where}, at its fullest"
-    moments = {
-        "always": "", "training": ", in training", "pass": ", in a pass", "update": ", in an update",
-        "evaluation": ", in evaluation",
-    }  # fmt: skip
     for part in needed.parts:
         place = ", on the host" if part.on_host and needed.on_gpu else ""
-        yield f"    {part.name}", f"{size(part.bytes)}{moments[part.when]}{place}"
+        yield f"    {part.name}", f"{size(part.bytes)}{MOMENTS[part.when]}{place}"
     if not (most := writing(study, architecture)):
         return
     yield "    completions, all at their limit", f"{size(most)}, in evaluation"

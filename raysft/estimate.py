@@ -30,12 +30,12 @@ CONTEXT = 1_500_000_000  # bytes that CUDA, its libraries and torch's allocator 
 HEAD_ROWS = {"cuda": {2: 1024, 4: 512}, "cpu": {2: 256, 4: 112}}  # of raysft.objectives.head, by bytes of an operand
 HEAD_TILE = {"cuda": 32768, "cpu": 4096}  # of raysft.objectives.projection
 
-When = Literal["always", "training", "pass", "update", "evaluation"]
+When = Literal["always", "start", "training", "passes", "update", "evaluation"]
 
 
 @dataclass(frozen=True)
 class Part:
-    """Bytes of a worker. when: they are held; training is the pass (forward and backward) and the update."""
+    """Bytes of a worker. when: they are held; training is passes, forward and backward, and the optimizer's update."""
 
     name: str
     bytes: int
@@ -66,8 +66,9 @@ class Memory:
         return host if self.on_gpu else host + self._fullest(on_host=False)
 
     def _fullest(self, on_host: bool) -> int:
-        training = max(self._held(on_host, "pass"), self._held(on_host, "update")) + self._held(on_host, "training")
-        return self._held(on_host, "always") + max(training, self._held(on_host, "evaluation"))
+        training = max(self._held(on_host, "passes"), self._held(on_host, "update")) + self._held(on_host, "training")
+        others = max(self._held(on_host, "start"), self._held(on_host, "evaluation"))
+        return self._held(on_host, "always") + max(training, others)
 
     def _held(self, on_host: bool, *when: When) -> int:
         return sum(part.bytes for part in self.parts if part.on_host == on_host and part.when in when)
@@ -98,9 +99,13 @@ def _state(study: SweepConfig, architecture: Architecture) -> Iterator[Part]:
 
     yield Part("weights", ceil((whole + adapters) / (shards if stage == 3 else 1)), on_host=held)
     if stage == 3:
-        yield Part("weights gathered for the layers at work", min(architecture.parameters, LIVE) * number, "pass")
+        yield Part("weights gathered for the layers at work", min(architecture.parameters, LIVE) * number, "passes")
         yield Part("whole model, to evaluate", whole + adapters, "evaluation")
     yield Part("base model, kept for the next trial", 0 if lanes > 1 else whole, on_host=True)
+    if lanes == 1 and _on_gpu(study):
+        yield Part("its copy, on its way to the device", whole, "start", on_host=True)
+    if not _on_gpu(study) and written(study, architecture):
+        yield Part("weights laid out for decoding", whole, "evaluation")
     if not training.lora and _needs_base(study):
         yield Part("base model of asft", whole)
 
@@ -113,7 +118,7 @@ def _state(study: SweepConfig, architecture: Architecture) -> Iterator[Part]:
         bucket = BUCKET if _on_gpu(study) else min(BUCKET, trained)  # a CPU has only what is written to
         buffers = bucket * (2 if stage == 3 else 1) * (4 if stage == 1 else number)
         largest = architecture.vocabulary * architecture.hidden * number if offloaded and not training.lora else 0
-        yield Part("gradients on their way", buffers + largest, "pass")
+        yield Part("gradients on their way", buffers + largest, "passes")
     # AdamW's own intermediate result; fp32 gradients made for it where they are not kept in fp32, and at stage 3.
     at_once = min(mine, LIVE) if stage == 3 else mine
     copied = (stage == 3 and not offloaded) or (stage == 0 and number == 2 and lanes == 1)
@@ -131,21 +136,23 @@ def _gradients(study: SweepConfig, trained: int, mine: int, number: int) -> Iter
         return
     if study.zero.offload != "none":  # one set that is added to, one for the optimizer, and the weights to be sent back
         yield Part("gradients", (8 + number) * mine, on_host=True)
-        yield Part("gradients, until they are exchanged", 4 * trained if stage == 1 else 0, "pass")
+        yield Part("gradients, until they are exchanged", 4 * trained if stage == 1 else 0, "passes")
         return
     yield Part("gradients", 4 * mine, "always" if stage == 3 else "training")
-    yield Part("gradients, until they are exchanged", 4 * (trained - mine) if stage == 1 else 0, "pass")
+    yield Part("gradients, until they are exchanged", 4 * (trained - mine) if stage == 1 else 0, "passes")
 
 
 def _of_a_pass(study: SweepConfig, architecture: Architecture) -> Iterator[Part]:
     number, tokens = _bytes_of(study), tokens_of_a_pass(study)
     kept = kept_activations(architecture, number, study.training.gradient_checkpointing, _rank(study))
-    yield Part("activations", tokens * kept, "pass")
+    yield Part("activations", tokens * kept, "passes")
     yield Part(
-        "gradients of activations", tokens * number * (3 * architecture.intermediate + 2 * architecture.hidden), "pass"
+        "gradients of activations",
+        tokens * number * (3 * architecture.intermediate + 2 * architecture.hidden),
+        "passes",
     )
     learns, device = study.training.lora is None, "cuda" if _on_gpu(study) else "cpu"
-    yield Part("loss head", head_bytes(architecture, number, tokens, learns, device), "pass")
+    yield Part("loss head", head_bytes(architecture, number, tokens, learns, device), "passes")
 
 
 def kept_activations(architecture: Architecture, number: int, checkpointing: bool, rank: int = 0) -> int:

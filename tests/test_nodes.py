@@ -175,9 +175,9 @@ def test_a_gpu_of_which_nothing_is_known_has_no_memory_to_compare() -> None:
 def test_host_memory_is_compared_with_the_largest_node(make_config: Make) -> None:
     backbone = {"name": "m", "path": "Qwen/Qwen2.5-7B"}
     config = make_config(backbones=[backbone], workers={"resources": {"GPU": 1}})
-    assert _host_memory(config, [replace(HERE, memory=20e9), replace(HERE, memory=40e9)]) == []
-    (found,) = _host_memory(config, [replace(HERE, memory=20e9)])
-    assert "a worker needs 30.5 GB of host memory, and the largest node has 20 GB." in str(found)
+    assert _host_memory(config, [replace(HERE, memory=30e9), replace(HERE, memory=61e9)]) == []
+    (found,) = _host_memory(config, [replace(HERE, memory=30e9), replace(HERE, memory=40e9)])
+    assert "a worker needs 60.9 GB of host memory, and the largest node has 40 GB." in str(found)
     assert _host_memory(config, []) == []
 
 
