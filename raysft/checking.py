@@ -8,20 +8,9 @@ from raysft.architecture import Architecture, known_rows, of_backbone
 from raysft.check import BackbonePlan, Plan, check, describe, size
 from raysft.config import SweepConfig, total_steps
 from raysft.devices import UTILISATION, Device, find_device, named_device
+from raysft.duration import device_seconds, not_counted, sweep_device_hours, work
 from raysft.errors import InputError
-from raysft.estimate import (
-    Memory,
-    When,
-    changes_that_fit,
-    device_seconds,
-    fits,
-    memory,
-    not_counted,
-    rows_that_fit,
-    sweep_device_hours,
-    work,
-    writing,
-)
+from raysft.estimate import Memory, When, changes_that_fit, fits, memory, rows_that_fit, writing
 from raysft.sweepfile import load, together
 
 __all__ = ["Setting", "check_here", "estimate", "together"]
@@ -170,7 +159,7 @@ def _time_rows(
     completions = sum(count * length for count, length, _ in needed.decoding)
     rows = [
         ("  operations of a trial", f"at most {needed.operations:.2g} in {steps:,} steps of training{source}"),
-        ("  completions of a trial", f"at most {completions:,} tokens" if completions else "none"),
+        ("  completions of a trial", f"at most {_large(completions)} tokens" if completions else "none"),
     ]
     if unknown := not_counted(study):
         rows.append(("  not counted", f"completions of {', '.join(unknown)}: their problems are known when fetched"))

@@ -1,4 +1,4 @@
-"""What a trial would need of memory, operations and time, by arithmetic. Needs neither torch nor ray.
+"""The memory that a trial would need, by arithmetic, and what would make it fit. Needs neither torch nor ray.
 
 Weights, gradients and the optimizer's state are counted as DeepSpeed keeps them (raysft.training.zero), the loss head
 as raysft.objectives.head does. Activations are what autograd keeps of a layer, for each token, in transformers' code:
@@ -15,14 +15,12 @@ sample as long as data.max_length, every completion as long as max_new_tokens.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from math import ceil, prod
+from math import ceil
 from typing import Any, Literal
 
-from raysft.architecture import Architecture, known_rows
-from raysft.config import GenerationConfig, ReasoningGymSource, SweepConfig, TaskConfig
-from raysft.devices import Device
+from raysft.architecture import Architecture
+from raysft.config import GenerationConfig, SweepConfig
 from raysft.objectives import known
-from raysft.sweep.confirm import most_confirm_trials
 
 BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size: numbers in its buffer for gradients on their way
 LIVE = 1_000_000_000  # its stage3_max_live_parameters, and the numbers that stage 3 updates at once
@@ -88,7 +86,7 @@ def memory(study: SweepConfig, architecture: Architecture) -> Memory:
 
 def _state(study: SweepConfig, architecture: Architecture) -> Iterator[Part]:
     training, zero = study.training, study.zero
-    number = _bytes_of(study)
+    number = weight_bytes(study)
     whole, lanes = architecture.parameters * number, study.workers.lanes
     trained = trained_parameters(study, architecture) * lanes
     adapters = trained * number if training.lora else 0
@@ -143,7 +141,7 @@ def _gradients(study: SweepConfig, trained: int, mine: int, number: int) -> Iter
 
 
 def _of_a_pass(study: SweepConfig, architecture: Architecture) -> Iterator[Part]:
-    number, tokens = _bytes_of(study), tokens_of_a_pass(study)
+    number, tokens = weight_bytes(study), tokens_of_a_pass(study)
     kept = kept_activations(architecture, number, study.training.gradient_checkpointing, _rank(study))
     yield Part("activations", tokens * kept, "passes")
     yield Part(
@@ -211,7 +209,8 @@ def _on_gpu(study: SweepConfig) -> bool:
     return study.workers.resources.get("GPU", 0) > 0
 
 
-def _bytes_of(study: SweepConfig) -> int:
+def weight_bytes(study: SweepConfig) -> int:
+    """Of one number of the weights."""
     return 2 if study.training.precision == "bf16" else 4
 
 
@@ -241,141 +240,19 @@ def written(study: SweepConfig, architecture: Architecture) -> list[GenerationCo
 
 def writing(study: SweepConfig, architecture: Architecture) -> int:
     """Bytes of the keys and values of a full batch of completions, all of them at their limit; prompts not counted."""
-    of_token = _of_a_token(study, architecture)
+    of_token = token_bytes(study, architecture)
     return max((s.batch_size * s.max_new_tokens * of_token for s in written(study, architecture)), default=0)
 
 
 def rows_that_fit(study: SweepConfig, architecture: Architecture, room: float) -> int:
     """Completions that can be written at once in so many bytes, all of them at their limit."""
     longest = max((section.max_new_tokens for section in written(study, architecture)), default=1)
-    return max(1, int(room // (longest * _of_a_token(study, architecture))))
+    return max(1, int(room // (longest * token_bytes(study, architecture))))
 
 
-def _of_a_token(study: SweepConfig, architecture: Architecture) -> int:
-    return 2 * architecture.layers * architecture.keys * _bytes_of(study)
-
-
-# --- operations and time ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """Of one trial. operations: of the steps of its training, as raysft.training.flops counts, and what gradient
-    checkpointing computes twice; held_out: of one evaluation's pass; decoding: of each section that lets the model
-    write, its completions, their length, and how many a worker writes at once.
-    """
-
-    step: float
-    steps: int
-    held_out: float
-    decoding: tuple[tuple[int, int, int], ...]
-
-    @property
-    def operations(self) -> float:
-        return self.step * self.steps
-
-
-def operations(architecture: Architecture, tokens: int, squares: int, trained: int | None = None) -> dict[str, float]:
-    """Of a pass over samples of so many tokens, squares: the sum of their lengths squared, by what they are for.
-
-    trained: adapters' parameters; None: all weights learn.
-    """
-    a = architecture
-    layers = 2 * (sum(map(prod, a.matrices.values())) + (trained or 0))
-    attention = squares * 2 * a.queries * a.layers
-    head = 2 * a.vocabulary * a.hidden
-    gradients = layers if trained is None else 2 * trained
-    return {
-        "forward": tokens * layers + attention,
-        "backward": tokens * (layers + gradients) + 2 * attention,
-        "head": tokens * head * (3 if trained is None else 2),
-    }
-
-
-def work(study: SweepConfig, architecture: Architecture, steps: int) -> Work:
-    training, longest = study.training, study.data.max_length
-    trained = trained_parameters(study, architecture) if training.lora else None
-    tokens = training.global_batch_size * longest
-    parts = operations(architecture, tokens, tokens * longest, trained)
-    step = sum(parts.values()) + (parts["forward"] if training.gradient_checkpointing else 0)
-    samples = study.data.heldout_samples
-    seen = operations(architecture, samples * longest, samples * longest**2, trained)
-    held_out = seen["forward"] + seen["head"] / 3
-    decoding = tuple(
-        (problems(section, study) * section.samples, section.max_new_tokens, section.batch_size)
-        for section in written(study, architecture)
-    )
-    return Work(step, steps, held_out, decoding)
-
-
-def problems(section: GenerationConfig, study: SweepConfig) -> int:
-    """How many a section asks, as far as is known: at most those it names, or what its source has."""
-    if not isinstance(section, TaskConfig):
-        return min(section.problems or study.data.heldout_samples, study.data.heldout_samples)
-    source = section.source
-    rows = source.size if isinstance(source, ReasoningGymSource) else known_rows(source)
-    return min(section.problems or rows or 0, rows or section.problems or 0)
-
-
-def not_counted(study: SweepConfig) -> list[str]:
-    """Tasks whose number of problems is not known here."""
-    return [name for name, task in study.evaluation.tasks.items() if problems(task, study) == 0]
-
-
-def device_seconds(
-    study: SweepConfig,
-    architecture: Architecture,
-    needed: Work,
-    device: Device,
-    utilisation: float,
-    steps: float | None = None,
-    share: float = 1.0,
-) -> tuple[float, float]:
-    """Of one trial, over all of its workers: (training, evaluation).
-
-    steps: of its training, by default all; share: of the problems and held-out samples that it is judged on.
-    A decoding step takes the longer of its operations and of reading the weights and the rows' keys and values once.
-    """
-    steps = needed.steps if steps is None else steps
-    every = study.evaluation.every
-    evaluations = max(1, ceil(steps / every)) if every else int(steps >= needed.steps)
-    weights = architecture.parameters * _bytes_of(study)
-    reading, computing = device.bandwidth * utilisation, device.peak * utilisation
-    decoding = 0.0
-    for completions, length, rows in needed.decoding:
-        held = rows * length / 2 * _of_a_token(study, architecture)
-        one = max((weights + held) / reading, 2 * architecture.parameters * rows / computing)
-        decoding += completions * length / rows * one
-    judged = share * evaluations * (needed.held_out / computing + decoding)
-    return needed.step * steps / computing, judged
-
-
-def sweep_device_hours(
-    study: SweepConfig, architecture: Architecture, needed: Work, device: Device, utilisation: float
-) -> float:
-    """Of all trials of a study: baselines, search (by successive halving where it is on) and what confirms it."""
-
-    def hours(count: float, steps: float | None = None, share: float = 1.0) -> float:
-        return count * sum(device_seconds(study, architecture, needed, device, utilisation, steps, share)) / 3600
-
-    reported = study.confirm.share if study.confirm else 0.0
-    searched = sum(hours(count, steps, 1 - reported) for count, steps in legs(study, needed.steps))
-    compared = hours(len(study.all_baselines()), share=1 - reported)
-    return compared + searched + hours(most_confirm_trials(study), share=reported)
-
-
-def legs(study: SweepConfig, steps: int) -> list[tuple[int, float]]:
-    """Searched trials, and the steps that each takes, the most that successive halving allows."""
-    trials, asha = study.search.trials, study.search.asha
-    if asha is None or asha.grace_period >= steps or trials == 0:
-        return [(trials, steps)]
-    found, rung = [], asha.grace_period
-    while rung < steps and trials:
-        promoted = max(1, trials // asha.reduction_factor)
-        if promoted < trials:
-            found.append((trials - promoted, rung))
-        trials, rung = promoted, rung * asha.reduction_factor
-    return [*found, (trials, steps)]
+def token_bytes(study: SweepConfig, architecture: Architecture) -> int:
+    """Of the keys and values that a written token leaves."""
+    return 2 * architecture.layers * architecture.keys * weight_bytes(study)
 
 
 # --- what would fit -----------------------------------------------------------------------------------------------

@@ -317,9 +317,7 @@ def _host_memory(config: SweepConfig, nodes: Sequence[Node]) -> list[InputError]
         reason = (
             f"a worker needs {needed / 1e9:.3g} GB of host memory, and the largest node has {largest / 1e9:.3g} GB."
         )
-        fix = (
-            "Offload less (zero.offload), shard more (zero.stage, workers.count), or lower training.micro_batch_tokens."
-        )
+        fix = "Offload less (zero.offload), shard more (zero.stage, workers.count), or take nodes with more memory."
         found.append(InputError(f"backbone '{backbone.name}' ({backbone.path})", reason, fix))
     return found
 

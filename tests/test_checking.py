@@ -134,3 +134,13 @@ def test_a_cluster_says_how_much_memory_and_how_many_groups(make_config: Make) -
     assert "of a GPU, which has 1 GB." in str(found.refused[0])
     assert "None of more workers, sharding" in found.refused[0].fix
     assert "take a larger device" in found.refused[0].fix
+
+
+def test_the_example_in_the_readme_is_what_is_printed() -> None:
+    rows, _ = rows_of("math", device="h100", price=2.5)
+    start = rows.index(("estimate for qwen2.5-math-7b", ""))
+    shown = " ".join((SWEEPS.parent / "README.md").read_text().split())
+    for name, value in rows[start : start + 21] + rows[-3:-1]:
+        assert " ".join(f"{name} {value}".split()) in shown
+    assert rows[start + 20][0] == "  wall time"
+    assert rows[-2][0] == "cost"
