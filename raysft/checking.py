@@ -26,11 +26,10 @@ MOMENTS: dict[When, str] = {
 }
 
 ASSUMED = (
-    "An estimate by arithmetic. It takes every sample to be as long as data.max_length and every completion as long as "
-    "max_new_tokens, which is the most; prompts of completions are not counted. Trials run without a break, and at "
-    "{utilisation:.0%} of what the device's maker states, in operations or in reading its memory. The start, exchange "
-    "between workers and checkpoints are not in it; small models decode more slowly than their memory would allow. It "
-    "has not been compared with a GPU."
+    "An estimate by arithmetic, not compared with a GPU. It takes every sample to be as long as data.max_length and "
+    "every completion as long as max_new_tokens, which is the most; prompts of completions are not counted. Trials run "
+    "without a break, at {utilisation:.0%} of what the device's maker states, in operations or in reading its memory; a "
+    "step of writing takes a millisecond a layer at least. Start, exchange between workers and checkpoints are not in it."
 )
 
 
@@ -176,23 +175,23 @@ def _time_rows(
     seconds = device_seconds(study, architecture, needed, setting.device, setting.utilisation)
     workers = study.workers
     training, judging = (part / 3600 / workers.count for part in seconds)
-    rows.append(("  time of a trial", f"at most {_hours(training)} of training and {_hours(judging)} of evaluation"))
+    rows.append(("  time of a trial", f"about {_hours(training)} of training and {_hours(judging)} of evaluation"))
     busy = sweep_device_hours(study, architecture, needed, setting.device, setting.utilisation)
     hours = busy * workers.resources["GPU"]
     groups = (setting.groups or {}).get(of.name) or of.at_once or 1
     wall = busy / workers.count / groups
     rows += [
-        ("  all trials", f"at most {_hours(hours)} of {setting.device.name}"),
-        ("  wall time", f"at most {_hours(wall)} with {groups} group{'s' if groups > 1 else ''} at once"),
+        ("  all trials", f"about {_hours(hours)} of {setting.device.name}"),
+        ("  wall time", f"about {_hours(wall)} with {groups} group{'s' if groups > 1 else ''} at once"),
     ]
     return rows, hours
 
 
 def _total_rows(hours: float, setting: Setting) -> Rows:
     assert setting.device is not None
-    rows = [("the whole sweep", f"at most {_hours(hours)} of {setting.device.name}")]
+    rows = [("the whole sweep", f"about {_hours(hours)} of {setting.device.name}")]
     if setting.price is not None:
-        rows.append(("cost", f"at most {hours * setting.price:,.0f}, at {setting.price:g} an hour"))
+        rows.append(("cost", f"about {_rounded(hours * setting.price)}, at {setting.price:g} an hour"))
     return rows
 
 
@@ -218,4 +217,9 @@ def _large(number: float) -> str:
 def _hours(hours: float) -> str:
     if hours < 1 / 60:
         return f"{hours * 3600:.2g} s"
-    return f"{hours * 60:.2g} min" if hours < 1 else f"{float(f'{hours:.3g}'):,g} h"
+    return f"{hours * 60:.2g} min" if hours < 1 else f"{_rounded(hours)} h"
+
+
+def _rounded(number: float) -> str:
+    """In three digits, without an exponent."""
+    return f"{float(f'{number:.3g}'):,g}"

@@ -12,6 +12,10 @@ from raysft.devices import Device
 from raysft.estimate import token_bytes, trained_parameters, weight_bytes, written
 from raysft.sweep.confirm import most_confirm_trials
 
+# Seconds that a layer of a decoding step takes at least, since Python launches its kernels one by one: assumed, not
+# measured.
+LAYER_SECONDS = 1e-3
+
 
 @dataclass(frozen=True)
 class Work:
@@ -89,7 +93,8 @@ def device_seconds(
     """Of one trial, over all of its workers: (training, evaluation).
 
     steps: of its training, by default all; share: of the problems and held-out samples that it is judged on.
-    A decoding step takes the longer of its operations and of reading the weights and the rows' keys and values once.
+    A decoding step takes the longest of its operations, of reading the weights and the rows' keys and values once, and
+    of LAYER_SECONDS for each layer.
     """
     steps = needed.steps if steps is None else steps
     every = study.evaluation.every
@@ -99,7 +104,8 @@ def device_seconds(
     decoding = 0.0
     for completions, length, rows in needed.decoding:
         held = rows * length / 2 * token_bytes(study, architecture)
-        one = max((weights + held) / reading, 2 * architecture.parameters * rows / computing)
+        operating = 2 * architecture.parameters * rows / computing
+        one = max((weights + held) / reading, operating, LAYER_SECONDS * architecture.layers)
         decoding += completions * length / rows * one
     judged = share * evaluations * (needed.held_out / computing + decoding)
     return needed.step * steps / computing, judged

@@ -134,7 +134,7 @@ def test_check_refuses_what_does_not_fit_once_it_has_shown_why(tmp_path: Path) -
     done = raysft_(*asked)
     assert done.returncode == 2
     assert done.stderr.startswith(f"raysft: {file}: 3 errors:\n  backbone 'qwen2.5-math-7b'")
-    assert re.search(r"^cost +at most [\d,]+, at 2.5 an hour", done.stdout, re.MULTILINE)
+    assert re.search(r"^cost +about [\d,]+, at 2.5 an hour", done.stdout, re.MULTILINE)
     more = raysft_(*asked, "--set", "workers.count=4")
     assert (more.returncode, more.stderr) == (0, "")
     line = refused(raysft_("check", str(file), "--device", "h10"))

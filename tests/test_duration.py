@@ -81,6 +81,16 @@ def test_a_sweep_is_its_trials_each_judged_on_its_part_of_the_problems() -> None
     assert sweep_device_hours(study, architecture, needed, SLOW, 0.8) == pytest.approx(expected / 2)
 
 
+def test_a_step_of_writing_takes_a_while_however_small_the_model() -> None:
+    """30 layers of SmolLM2, a millisecond each, on a device that would need less."""
+    study, architecture = study_of("gsm8k", "smollm2-135m")
+    needed = work(study, architecture, 10)
+    fast = Device("fast", 1e18, 1e15, GB)
+    assert device_seconds(study, architecture, needed, fast, 1.0)[1] == pytest.approx(
+        needed.held_out / 1e18 + 256 * 4 * 320 / 64 * 0.030
+    )
+
+
 @pytest.mark.parametrize(
     ("asha", "steps", "expected"),
     [
