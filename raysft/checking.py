@@ -28,8 +28,9 @@ MOMENTS: dict[When, str] = {
 ASSUMED = (
     "An estimate by arithmetic, not compared with a GPU. It takes every sample to be as long as data.max_length and "
     "every completion as long as max_new_tokens, which is the most; prompts of completions are not counted. Trials run "
-    "without a break, at {utilisation:.0%} of what the device's maker states, in operations or in reading its memory; a "
-    "step of writing takes a millisecond a layer at least. Start, exchange between workers and checkpoints are not in it."
+    "without a break, at {utilisation:.0%} of what the device's maker states, in operations or in reading its memory; "
+    "a step of writing takes a millisecond a layer at least. Start, exchange between workers and checkpoints are not "
+    "in it."
 )
 
 
