@@ -70,6 +70,8 @@ def check_here(
     config = load(file, sets)
     plan = check(config)
     setting = Setting(named_device(device) if device else None, utilisation, price)
+    if setting.device is not None:
+        _check_asked(config, setting.device)
     if address is None:
         estimated = estimate(config, plan, setting)
         return describe(plan) + estimated.rows, estimated.refused
@@ -86,8 +88,18 @@ def check_here(
     return describe(plan) + estimated.rows + found.rows, list(refused.values())
 
 
-def estimate(config: SweepConfig, plan: Plan, setting: Setting) -> Estimated:
+def _check_asked(config: SweepConfig, device: Device) -> None:
     """Raises InputError where a device is named for workers that ask for none."""
+    for backbone in config.backbones:
+        if config.for_backbone(backbone.name).workers.resources.get("GPU", 0) <= 0:
+            raise InputError(
+                f"--device {device.name}",
+                f"is a GPU, and the workers of backbone '{backbone.name}' ask for none.",
+                "Add --set 'workers.resources={CPU: 1, GPU: 1}', or leave --device out.",
+            )
+
+
+def estimate(config: SweepConfig, plan: Plan, setting: Setting) -> Estimated:
     rows: Rows = []
     refused: list[InputError] = []
     totals: list[float] = []
@@ -166,11 +178,7 @@ def _time_rows(
     if setting.device is None:
         return rows, None
     if study.workers.resources.get("GPU", 0) <= 0:
-        raise InputError(
-            f"--device {setting.device.name}",
-            f"is a GPU, and the workers of backbone '{study.backbone.name}' ask for none.",
-            "Add --set 'workers.resources={CPU: 1, GPU: 1}', or leave --device out.",
-        )
+        return [*rows, ("  time", "not told: its workers ask for no GPU")], None
     if study.training.precision != "bf16":
         return [*rows, ("  time", "not told: the devices' speeds are known for training.precision bf16 alone")], None
     seconds = device_seconds(study, architecture, needed, setting.device, setting.utilisation)

@@ -136,6 +136,14 @@ def test_a_cluster_says_how_much_memory_and_how_many_groups(make_config: Make) -
     assert "take a larger device" in found.refused[0].fix
 
 
+def test_workers_without_a_gpu_may_run_where_there_are_some(make_config: Make) -> None:
+    """As found on a cluster: nothing is refused, and no time is told that would be a GPU's."""
+    config = make_config()
+    found = estimate(config, check(config), Setting(named_device("l4"), groups={"tiny": 5}, available=1e6))
+    assert found.refused == []
+    assert dict(found.rows)["  time"] == "not told: its workers ask for no GPU"
+
+
 def test_the_example_in_the_readme_is_what_is_printed() -> None:
     rows, _ = rows_of("math", device="h100", price=2.5)
     start = rows.index(("estimate for qwen2.5-math-7b", ""))
