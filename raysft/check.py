@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+from raysft.architecture import of_backbone
 from raysft.config import SweepConfig, total_steps
 from raysft.exposure import check_mlflow
 from raysft.preflight import Samples, Shapes, check_backbone, check_data, check_output, check_tasks, check_written
@@ -59,6 +60,8 @@ def check(config: SweepConfig) -> Plan:
     for backbone in config.backbones:
         study = config.for_backbone(backbone.name)
         shapes = check_backbone(study)
+        if shapes is None and (known := of_backbone(study.backbone)) is not None:
+            shapes = known.shapes
         data = study.data.model_dump_json()
         if data not in samples:
             samples[data] = check_data(study.data)
@@ -95,11 +98,14 @@ def _count(number: int | None) -> str:
 
 
 def _size(number: int | None) -> str:
-    if number is None:
-        return "known when the weights are fetched"
+    return "known when the weights are fetched" if number is None else f"at most {size(number)}"
+
+
+def size(number: float) -> str:
+    """Bytes in three digits."""
     rounded = int(float(f"{number:.3g}"))
     power = min((len(str(rounded)) - 1) // 3, 4)
-    return f"at most {rounded / 1000**power:g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    return f"{rounded / 1000**power:g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
 
 
 def _plan(study: SweepConfig, samples: Samples, shapes: Shapes | None) -> BackbonePlan:

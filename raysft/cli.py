@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from raysft import __version__
+from raysft.devices import UTILISATION
 from raysft.errors import InputError, TrialFailed
 from raysft.redaction import holds_secret, redacted
 
@@ -82,20 +83,29 @@ def demo(
 
 
 @app.command()
-def check(file: File, overlays: Overlays = [], sets: Sets = []) -> None:  # noqa: B006
-    """Validate a sweep file and say what it would run. Starts nothing."""
+def check(
+    file: File,
+    overlays: Overlays = [],  # noqa: B006
+    sets: Sets = [],  # noqa: B006
+    device: Annotated[str | None, typer.Option(help="GPU to estimate time for, and whether it fits: h100")] = None,
+    utilisation: Annotated[float, typer.Option(help="of what its maker states", min=0.01, max=1)] = UTILISATION,
+    price: Annotated[float | None, typer.Option(help="of an hour of one device", min=0)] = None,
+    address: Annotated[str | None, typer.Option(help="a running Ray cluster, which is looked at, too")] = None,
+) -> None:
+    """Validate a sweep file, say what it would run, and estimate its memory, time and cost. Starts nothing."""
     from rich.console import Console
     from rich.table import Table
 
-    from raysft.check import check as check_config
-    from raysft.check import describe
+    from raysft.checking import check_here, together
     from raysft.sweepfile import load
 
-    plan = check_config(load(file, sets, overlays))
+    rows, refused = check_here(load(file, sets, overlays), address, device, utilisation, price)
     table = Table(box=None, show_header=False, pad_edge=False)
-    for name, value in describe(plan):
+    for name, value in rows:
         table.add_row(name, value)
     Console(markup=False, emoji=False).print(table)  # values may quote what a file holds
+    if refused:
+        raise together(file, refused)
 
 
 @app.command()

@@ -56,7 +56,7 @@ def load(path: Path, sets: Sequence[str] = (), overlays: Sequence[Path] = ()) ->
         found = refusals(SweepConfig, error)
     problems += [places.refuse(refusal) for refusal in found]
     if problems:
-        raise _together(path, problems)
+        raise together(path, problems)
     return config
 
 
@@ -66,7 +66,7 @@ def validated(model: type[M], values: dict[str, Any], place: str) -> M:
         return model.model_validate(values)
     except ValidationError as error:
         found = [InputError(f"{place} {dotted(r.loc)}".strip(), r.reason, r.fix) for r in refusals(model, error)]
-        raise _together(place, found) from None
+        raise together(place, found) from None
 
 
 def load_tasks(names: Sequence[str], sets: Sequence[str] = ()) -> dict[str, TaskConfig]:
@@ -113,6 +113,11 @@ def absolute(config: SweepConfig) -> SweepConfig:
 def absolute_paths(config: SweepConfig) -> list[str]:
     """The same as settings for `load`, so that the file runs from another folder."""
     return [f"{'.'.join(map(str, loc))}={json.dumps(path)}" for loc, path in _local_paths(config)]
+
+
+def local_paths(config: SweepConfig) -> list[str]:
+    """Of backbones, data and tasks: what is there, made absolute."""
+    return sorted({path for loc, path in _local_paths(config) if loc != ("output",)})
 
 
 def _local_paths(config: SweepConfig) -> list[tuple[Loc, str]]:
@@ -346,7 +351,7 @@ def _shared(a: Loc, b: Loc) -> int:
     return next((n for n, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
-def _together(path: Path | str, problems: list[InputError]) -> InputError:
+def together(path: Path | str, problems: list[InputError]) -> InputError:
     """One error for all of them."""
     if len(problems) == 1:
         return problems[0]

@@ -92,7 +92,8 @@ def test_check_imports_no_library_for_files_and_tasks(tmp_path: Path) -> None:
     assert (
         imported("check", str(sweeps / "your-data.yaml"), "--set", source, "--set", output) & HEAVY - {"numpy"} == set()
     )
-    assert imported("check", str(sweeps / "figlet.yaml"), "--set", output) & HEAVY == set()
+    for name in ("figlet", "math"):  # with the estimate
+        assert imported("check", str(sweeps / f"{name}.yaml"), "--set", output) & HEAVY == set()
 
 
 def test_version() -> None:
@@ -149,6 +150,19 @@ def test_every_command_that_reads_a_sweep_file_takes_overlays(sweep_file: Path, 
     overlay.write_text("seed: 1\ntraining: {stesp: 3}\n")
     line = refused(raysft_(command, str(sweep_file), "--with", str(overlay)))
     assert line == f"raysft: {overlay} line 2: training.stesp: 'stesp' is not a key here. Did you mean 'steps'?"
+
+
+def test_check_refuses_what_does_not_fit_once_it_has_shown_why(tmp_path: Path) -> None:
+    file = Path(__file__).parents[1] / "sweeps" / "math.yaml"
+    asked = ("check", str(file), "--set", f"output={tmp_path}/runs", "--device", "h100", "--price", "2.5")
+    done = raysft_(*asked)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"raysft: {file}: 3 errors:\n  backbone 'qwen2.5-math-7b'")
+    assert re.search(r"^cost +about [\d,]+, at 2.5 an hour", done.stdout, re.MULTILINE)
+    more = raysft_(*asked, "--set", "workers.count=4")
+    assert (more.returncode, more.stderr) == (0, "")
+    line = refused(raysft_("check", str(file), "--device", "h10"))
+    assert line == "raysft: --device h10: is not known. Did you mean 'H100'?"
 
 
 def test_check_says_what_would_be_left_out(sweep_file: Path, additions: Path, tmp_path: Path) -> None:

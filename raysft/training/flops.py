@@ -7,13 +7,8 @@ import torch
 from torch import nn
 
 from raysft.backbone import decoder
+from raysft.devices import find_device
 from raysft.training.model import Model, plain
-
-# Dense bf16 operations a second, as the makers state them, by a part of the device's name; the first that fits counts.
-PEAKS = {
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12,
-    "A10": 125e12, "B200": 2250e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
-}  # fmt: skip
 
 
 class Flops:
@@ -51,5 +46,5 @@ def peak() -> float | None:
     """bf16 operations a second of this process's GPU; None on a CPU and for a GPU that is not in the list."""
     if not torch.cuda.is_available():
         return None
-    name = torch.cuda.get_device_name()
-    return next((value for part, value in PEAKS.items() if part in name), None)
+    device = find_device(torch.cuda.get_device_name())
+    return device.peak if device else None

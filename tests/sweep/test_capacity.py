@@ -110,9 +110,9 @@ SCALING = {
     "docker": {},
     "file_mounts": {},
     "file_mounts_sync_continuously": False,
-    **dict.fromkeys(("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands"), []),
-    **dict.fromkeys(("setup_commands", "head_setup_commands", "worker_setup_commands"), []),
-    **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands"), []),
+    **{key: [] for key in ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands")},
+    **{key: [] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands")},
+    **{key: [] for key in ("head_start_ray_commands", "worker_start_ray_commands")},
 }
 ASKING = """
 import sys
