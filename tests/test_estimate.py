@@ -242,7 +242,7 @@ def test_seven_billion_parameters_in_two_workers_do_not_fit_one_h100_each() -> N
     ("name", "backbone", "gigabytes"),
     [
         *(("math", "llama-3.1-8b", gigabytes) for gigabytes in (20, 24, 40, 84)),
-        *(("figlet", "qwen2.5-1.5b", gigabytes) for gigabytes in (10, 16, 24, 40)),
+        *(("figlet", "qwen2.5-1.5b", gigabytes) for gigabytes in (8, 10, 16)),
     ],
 )
 def test_every_change_that_is_named_fits(name: str, backbone: str, gigabytes: int) -> None:
