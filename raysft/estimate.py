@@ -15,7 +15,7 @@ sample as long as data.max_length, every completion as long as max_new_tokens.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
-from math import ceil
+from math import ceil, prod
 from typing import Any, Literal
 
 from raysft.architecture import Architecture
@@ -23,6 +23,7 @@ from raysft.config import GenerationConfig, SweepConfig
 from raysft.objectives import known
 
 BUCKET = 500_000_000  # DeepSpeed's reduce_bucket_size: numbers in its buffer for gradients on their way
+PERSISTENT = 100_000  # its stage3_param_persistence_threshold: numbers of a matrix that stays whole
 LIVE = 1_000_000_000  # its stage3_max_live_parameters, and the numbers that stage 3 updates at once
 CONTEXT = 1_500_000_000  # bytes that CUDA, its libraries and torch's allocator take besides: assumed, not measured
 HEAD_ROWS = {"cuda": {2: 1024, 4: 512}, "cpu": {2: 256, 4: 112}}  # of raysft.objectives.head, by bytes of an operand
@@ -97,6 +98,8 @@ def _state(study: SweepConfig, architecture: Architecture) -> Iterator[Part]:
 
     yield Part("weights", ceil((whole + adapters) / (shards if stage == 3 else 1)), on_host=held)
     if stage == 3:
+        small = sum(size for size in map(prod, architecture.shapes.values()) if size < PERSISTENT) * (not training.lora)
+        yield Part("weights too small to be sharded", small * number)
         yield Part("weights gathered for the layers at work", min(architecture.parameters, LIVE) * number, "passes")
         yield Part("whole model, to evaluate", whole + adapters, "evaluation")
     yield Part("base model, kept for the next trial", 0 if lanes > 1 else whole, on_host=True)
@@ -135,6 +138,10 @@ def _gradients(study: SweepConfig, trained: int, mine: int, number: int) -> Iter
     if study.zero.offload != "none":  # one set that is added to, one for the optimizer, and the weights to be sent back
         yield Part("gradients", (8 + number) * mine, on_host=True)
         yield Part("gradients, until they are exchanged", 4 * trained if stage == 1 else 0, "passes")
+        return
+    if stage == 1 and number == 2:  # DeepSpeed's optimizer for bf16 has a buffer for all of them
+        yield Part("gradients", 4 * trained)
+        yield Part("gradients, until they are summed", number * trained, "passes")
         return
     yield Part("gradients", 4 * mine, "always" if stage == 3 else "training")
     yield Part("gradients, until they are exchanged", 4 * (trained - mine) if stage == 1 else 0, "passes")

@@ -44,7 +44,8 @@ def test_this_machine_answers_for_itself(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["there", "token"]  # nothing of its own is left
     token.unlink()
     assert not answer(asked(token)).sees
-    assert answer(asked(tmp_path / "nowhere" / "token")).writes == "No such file or directory"
+    (tmp_path / "file").write_text("")
+    assert answer(asked(tmp_path / "file" / "token")).writes == "File exists"
 
 
 def test_an_answer_imports_no_library_that_trains(tmp_path: Path) -> None:
@@ -107,14 +108,25 @@ def test_gated_backbones_need_a_token_or_a_copy(tmp_path: Path, monkeypatch: pyt
     assert answer(asked(tmp_path / "t", gated=(LLAMA,))).locked == ()
 
 
-def test_the_token_is_in_the_output_folder_while_it_is_needed(tmp_path: Path) -> None:
-    with _token(tmp_path / "not" / "made" / "yet") as token:
+def test_the_token_is_in_the_output_folder_while_it_is_needed(make_config: Make, tmp_path: Path) -> None:
+    with _token(make_config(output=str(tmp_path / "not" / "made" / "yet"))) as token:
         assert Path(token).parent == tmp_path
         assert Path(token).exists()
     (tmp_path / "runs").mkdir()
-    with _token(tmp_path / "runs") as token:
+    with _token(make_config(output=str(tmp_path / "runs"))) as token:
         assert Path(token).parent == tmp_path / "runs"
     assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
+
+
+def test_a_bucket_stands_in_for_a_shared_folder(make_config: Make, tmp_path: Path, bucket: str) -> None:
+    """Another machine has an empty disk, and sees the token in the bucket."""
+    with _token(make_config(output=str(tmp_path / "runs"), storage=bucket)) as token:
+        elsewhere = tmp_path / "elsewhere" / Path(token).name
+        told = answer(asked(elsewhere, storage=bucket))
+        assert (told.sees, told.writes) == (True, "")
+        assert not answer(asked(elsewhere, storage=f"{bucket}/other")).sees
+        assert "does not exist" in answer(asked(elsewhere, storage="s3://no-such-bucket/runs")).writes
+    assert not answer(asked(elsewhere, storage=bucket)).sees
 
 
 # --- what is made of it ---------------------------------------------------------------------------------------------
@@ -238,6 +250,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from raysft.nodes import look_at
+from raysft.sweepfile import load
 
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
 cluster.add_node(num_cpus=1)
