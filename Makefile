@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests wait a lot for Ray. Each file stays in one process, so that what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-fast test-faults soak check audit bench-head bench-train bench-sweep bench-lanes bench-generate bench-regret setup clean
+.PHONY: demo test test-fast test-faults soak check audit bench-head bench-train bench-sweep bench-scale bench-lanes bench-generate bench-regret setup clean
 
 demo: setup
 	$(BIN)/raysft demo
@@ -39,7 +39,7 @@ bench-head bench-train: setup
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python tests/benchmarks/$(subst -,_,$@).py $(ARGS)
 
-bench-sweep bench-lanes bench-generate bench-regret: setup
+bench-sweep bench-scale bench-lanes bench-generate bench-regret: setup
 	$(BIN)/python tests/benchmarks/$(subst -,_,$@).py $(ARGS)
 
 setup: $(VENV)/.ready

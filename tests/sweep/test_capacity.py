@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -67,15 +68,15 @@ def test_those_that_came_in_time_are_enough_but_none_is_not(make_config: Make) -
 def test_an_autoscaler_brings_nodes_to_a_head_that_runs_no_work(make_config: Make, tmp_path: Path) -> None:
     """By Ray's own autoscaler, whose nodes are processes of this machine."""
     config = make_config(workers={"max_concurrent": 2, "wait_minutes": 3})
-    (tmp_path / "cluster.json").write_text(json.dumps(SCALING))
     folder = tempfile.mkdtemp(prefix="ray-")  # sockets want a short name
     paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     port = free_port()
+    where = {"gcs_address": f"{ray.util.get_node_ip_address()}:{port}"}
+    (tmp_path / "cluster.json").write_text(json.dumps(SCALING | {"provider": SCALING["provider"] | where}))
     local = {"RAY_TMPDIR": folder, "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "PYTHONPATH": paths}
     local |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     head = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0", f"--port={port}"]
-    head += ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
-    head += [f"--autoscaling-config={tmp_path / 'cluster.json'}"]
+    head += ["--include-dashboard=false", f"--autoscaling-config={tmp_path / 'cluster.json'}"]
     with (tmp_path / "head.log").open("w") as log:
         started = subprocess.Popen(head, env=os.environ | local, stdout=log, stderr=log)
     asking = [sys.executable, "-c", ASKING, f"127.0.0.1:{port}", config.model_dump_json()]
@@ -90,7 +91,7 @@ def test_an_autoscaler_brings_nodes_to_a_head_that_runs_no_work(make_config: Mak
     assert asked.stdout.splitlines()[-1] == "2 groups on 3 nodes", asked.stdout
 
 
-SCALING = {
+SCALING: dict[str, Any] = {
     "cluster_name": "here",
     "max_workers": 2,
     "idle_timeout_minutes": 5,
