@@ -1,9 +1,9 @@
 """Where samples and problems come from."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import PurePath, PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from raysft.strict import Strict
 
@@ -14,11 +14,11 @@ def _no_path(revision: str) -> str:
     return revision
 
 
-BucketPath = Annotated[str, Field(pattern=r"^(s3|gs|abfss?)://[^/@?]+/.+")]
+FilePath = Annotated[str, BeforeValidator(lambda path: str(path) if isinstance(path, PurePath) else path)]
 Revision = Annotated[str, AfterValidator(_no_path)]
 
 
-def ending(path: str | Path) -> str:
+def ending(path: str) -> str:
     return PurePosixPath(path).suffix.lower()
 
 
@@ -26,12 +26,12 @@ class FileSource(Strict):
     """JSONL, JSON (a list of objects) or Parquet, told by the ending; local, or s3://bucket/..., gs://..., abfs://..."""
 
     kind: Literal["file"] = "file"
-    path: BucketPath | Path
+    path: FilePath
     key: str | None = Field(default=None, description="of a .json that holds an object: where its list of samples is")
 
     @field_validator("path")
     @classmethod
-    def _known_ending(cls, path: str | Path) -> str | Path:
+    def _known_ending(cls, path: str) -> str:
         if ending(path) not in (".jsonl", ".json", ".parquet"):
             raise ValueError(f"'{path}' must end in .jsonl, .json or .parquet")
         return path

@@ -293,6 +293,9 @@ STUDY_SECTIONS = TRIAL_SECTIONS | dict.fromkeys(("space", "baselines", "search",
 OVERRIDABLE = ("data", "space", "training", "zero", "workers", "evaluation", "probe")
 
 
+BUCKET = re.compile(r"(s3|gs|abfss?)://[A-Za-z0-9][\w.-]*(/[\w.-]+)*/?")
+
+
 class SweepConfig(Strict):
     name: Name
     output: Path = Field(
@@ -300,7 +303,6 @@ class SweepConfig(Strict):
     )
     storage: str | None = Field(
         default=None,
-        pattern=r"^(s3|gs|abfss?)://[A-Za-z0-9][\w.-]*(/[\w.-]+)*/?$",
         description="bucket and folder in it, such as s3://bucket/runs, that keep what is written to output",
     )
     seed: int = Field(default=0, ge=0, description="of training, evaluation and the order of the data")
@@ -317,6 +319,23 @@ class SweepConfig(Strict):
     confirm: ConfirmConfig | None = Field(default=None, description="null: the search's own numbers are all there is")
     tracking: TrackingConfig = TrackingConfig()
     export: Literal["best", "all", "none"] = Field(default="best", description="trained models kept as folders")
+
+    @field_validator("output")
+    @classmethod
+    def _no_bucket(cls, output: Path) -> Path:
+        if output.parts[:1] in (("s3:",), ("gs:",), ("abfs:",), ("abfss:",)):
+            raise ValueError("is an address in a bucket: set storage to it; output is a folder on each machine then")
+        return output
+
+    @field_validator("storage")
+    @classmethod
+    def _bucket(cls, storage: str | None) -> str | None:
+        if storage is not None and not BUCKET.fullmatch(storage):
+            raise ValueError(
+                f"'{storage}' is no address in a bucket: write s3://BUCKET/FOLDER (or gs://, abfs://), without keys or "
+                "options, which belong into the environment; a folder that all machines see is named by output"
+            )
+        return storage
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

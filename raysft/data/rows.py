@@ -12,10 +12,9 @@ from typing import Any
 from raysft.config import FileSource, HubSource, ReasoningGymSource, Source
 from raysft.config.source import ending
 from raysft.errors import InputError, did_you_mean
-from raysft.store import read_object
+from raysft.store import is_in_bucket, read_object
 
 Row = dict[str, Any]
-Place = str | Path  # of a file: an address in a bucket, or a path
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Rows:
 def describe(source: Source) -> str:
     """The source as the user knows it, e.g. `gsm8k[train]`."""
     if source.kind == "file":
-        return str(source.path)
+        return source.path
     if source.kind == "hub":
         return f"{source.path}[{source.key or source.split}]"
     return f"reasoning_gym {source.task}"
@@ -88,9 +87,10 @@ def content_id(source: Source) -> str:
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def _bytes(path: Place) -> bytes:
-    if isinstance(path, str):
-        return read_object(path)
+def _bytes(place: str | Path) -> bytes:
+    if is_in_bucket(str(place)):
+        return read_object(str(place))
+    path = Path(place)
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -101,7 +101,7 @@ def _bytes(path: Place) -> bytes:
         raise InputError(str(path), f"cannot be read: {error.strerror}.") from error
 
 
-def _text(path: Place) -> str:
+def _text(path: str) -> str:
     content = _bytes(path)
     try:
         return content.decode("utf-8-sig")
@@ -151,13 +151,13 @@ def _line(line: bytes, place: str) -> Row:
     return _object(_parse(text, place), place)
 
 
-def _jsonl(path: Place) -> Rows:
+def _jsonl(path: str) -> Rows:
     lines = enumerate(_bytes(path).removeprefix(BOM_UTF8).split(b"\n"), start=1)
     filled = [(number, line) for number, line in lines if line.decode(errors="replace").strip()]
     return _rows([line for _, line in filled], _line, lambda i: f"{path} line {filled[i][0]}")
 
 
-def _json(path: Place) -> Rows:
+def _json(path: str) -> Rows:
     values = _parse(_text(path), str(path))
     if not isinstance(values, list):
         lists = [key for key, value in values.items() if isinstance(value, list)] if isinstance(values, dict) else []
@@ -166,7 +166,7 @@ def _json(path: Place) -> Rows:
     return _rows(values, _object, lambda i: f"{path} item {i}")
 
 
-def _list_in_json(path: Place, key: str) -> Rows:
+def _list_in_json(path: str, key: str) -> Rows:
     values = _parse(_text(path), str(path))
     if not isinstance(values, dict):
         raise InputError(str(path), f"holds no object with the key '{key}'.", "Leave key out for a plain list.")
@@ -177,7 +177,7 @@ def _list_in_json(path: Place, key: str) -> Rows:
     return _rows(values[key], _object, lambda i: f"{path} {key} item {i}")
 
 
-def _parquet(path: Place) -> Rows:
+def _parquet(path: str) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
@@ -196,7 +196,7 @@ def _parquet(path: Place) -> Rows:
     return Rows(table.num_rows, take, lambda i: f"{path} row {i}")
 
 
-_READERS: dict[str, Callable[[Place], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
+_READERS: dict[str, Callable[[str], Rows]] = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
 
 
 # --- hub and reasoning-gym ------------------------------------------------------------------------------------------

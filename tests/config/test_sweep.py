@@ -111,6 +111,8 @@ REFUSED: list[tuple[type[BaseModel], dict[str, Any], str]] = [
     (ZeroConfig, {"stage": 0, "offload": "optimizer"}, "needs stage 1, 2 or 3"),
     (ZeroConfig, {"stage": 2, "offload": "all"}, "needs stage 3"),
     (WorkersConfig, {"resources": {"CPU": -1}}, "greater than or equal to 0"),
+    (WorkersConfig, {"wait_minutes": 1}, "needs max_concurrent"),
+    (WorkersConfig, {"wait_minutes": -1, "max_concurrent": 1}, "greater than or equal to 0"),
     (GenerationConfig, {"temperature": 0, "samples": 2}, "set samples to 1"),
     (GenerationConfig, {"answer_pattern": "("}, "not a regular expression: missing"),
     (AshaConfig, {"grace_period": 1, "reduction_factor": 1}, "greater than 1"),
@@ -220,6 +222,23 @@ def test_no_model_takes_unknown_keys_or_changes(model: type[BaseModel]) -> None:
 
 def test_the_walk_over_models_sees_all_of_them() -> None:
     assert {SweepConfig, FileSource, Range, LoraConfig, AshaConfig, Power} <= set(models())
+
+
+@pytest.mark.parametrize(
+    "storage", ["", "/shared/runs", "s3://", "s3://login:password@bucket/runs", "s3://bucket/runs?region=x",
+                "s3://bucket/a/../b/..//c", "http://bucket/runs", "file:///runs"]
+)  # fmt: skip
+def test_storage_is_an_address_in_a_bucket_without_keys(storage: str) -> None:
+    with pytest.raises(ValidationError, match="is no address in a bucket: write s3://BUCKET/FOLDER"):
+        sweep(storage=storage)
+
+
+def test_a_bucket_keeps_the_folder_of_the_same_name() -> None:
+    config = sweep(storage="s3://bucket/team/runs")
+    assert (config.store.folder, config.store.uri) == (config.folder, f"s3://bucket/team/runs/{config.name}")
+    assert sweep().store.uri is None
+    with pytest.raises(ValidationError, match="set storage to it"):
+        sweep(output="gs://bucket/runs")
 
 
 # --- what is derived ------------------------------------------------------------------------------------------------
