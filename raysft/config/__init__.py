@@ -13,31 +13,23 @@ from raysft.config.evaluation import (
     builtin_tasks,
     task_values,
 )
+from raysft.config.search import METRIC_MODES, AshaConfig, ProbeConfig, SearchConfig, TrackingConfig
 from raysft.config.source import FileSource, HubSource, ReasoningGymSource, Source
 from raysft.config.space import PAPER_BASELINES, AnyObjective, Range, SpaceConfig, bounds
 from raysft.config.sweep import (
-    METRIC_MODES,
     OVERRIDABLE,
     STUDY_SECTIONS,
     TRIAL_SECTIONS,
-    AshaConfig,
     BackboneConfig,
     DataConfig,
     Job,
-    LoraConfig,
-    ProbeConfig,
-    SearchConfig,
     SweepConfig,
-    TrackingConfig,
-    TrainingConfig,
     TrialConfig,
-    WorkersConfig,
-    ZeroConfig,
     config_hash,
     merge,
     merges,
-    total_steps,
 )
+from raysft.config.training import LoraConfig, TrainingConfig, WorkersConfig, ZeroConfig, total_steps
 
 __all__ = [
     "METRIC_MODES",

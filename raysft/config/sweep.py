@@ -1,27 +1,24 @@
-"""The sweep file, section by section, and what a trial and a job hold."""
+"""The sweep file as a whole, its backbones and data, and what a trial and a job hold."""
 
 import hashlib
 import json
-import math
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from raysft.config.evaluation import TASK_NAME, EvaluationConfig, Template
+from raysft.config.evaluation import EvaluationConfig, Template
 from raysft.config.grid import LARGEST, points, size, unlisted
+from raysft.config.search import ConfirmConfig, ProbeConfig, SearchConfig, TrackingConfig
 from raysft.config.source import Revision, Source
 from raysft.config.space import PAPER_BASELINES, AnyObjective, SpaceConfig
+from raysft.config.training import TrainingConfig, WorkersConfig, ZeroConfig
 from raysft.errors import did_you_mean
 from raysft.objectives.base import Probability
 from raysft.store import Store
-from raysft.strict import Strict
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9_-])?$", max_length=100)]
-
+from raysft.strict import Name, Strict
 
 # --- backbones and data ---------------------------------------------------------------------------------------------
 
@@ -69,216 +66,6 @@ class DataConfig(Strict):
     train_samples: int | None = Field(default=None, gt=0, description="at most so many, drawn with the seed")
     heldout_samples: int = Field(default=256, gt=0, description="at most so many")
     seed: int = Field(default=0, ge=0)
-
-
-# --- training -------------------------------------------------------------------------------------------------------
-
-
-class LoraConfig(Strict):
-    rank: int = Field(default=16, gt=0)
-    alpha: float = Field(default=32, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
-
-
-class TrainingConfig(Strict):
-    """Defaults are the paper's recipe (arXiv 2510.00526, appendix)."""
-
-    steps: int | None = Field(default=None, gt=0, description="optimizer steps; null: epochs decide")
-    epochs: float = Field(default=1.0, gt=0)
-    global_batch_size: int = Field(default=256, gt=0, description="samples an optimizer step, over all workers")
-    micro_batch_tokens: int = Field(
-        default=4096, gt=0, description="tokens of a forward pass of one worker; a longer sample goes alone"
-    )
-    packing: bool = Field(
-        default=True, description="samples one behind the other, without padding; false: padded to the longest"
-    )
-    optimizer: Literal["adamw"] = "adamw"
-    learning_rate: float = Field(default=5e-5, gt=0)
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    max_skipped_steps: int = Field(
-        default=3, ge=0, description="steps left out because loss or gradient is not finite; one more fails the trial"
-    )
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: Probability = 0.1
-    precision: Literal["bf16", "fp32"] = "bf16"
-    gradient_checkpointing: bool = False
-    lora: LoraConfig | None = None
-    normalize: Literal["supervised", "kept"] = Field(
-        default="supervised",
-        description="tokens that the summed loss is divided by: Eq. 4, or what the paper's code does",
-    )
-    checkpoint_every: int | None = Field(default=None, gt=0, description="steps; null: a tenth of the run")
-    log_every: int = Field(default=1, gt=0, description="steps")
-
-
-class ZeroConfig(Strict):
-    """DeepSpeed ZeRO: 1 shards the optimizer state, 2 also gradients, 3 also weights."""
-
-    stage: Literal[0, 1, 2, 3] = 1
-    offload: Literal["none", "optimizer", "all"] = Field(default="none", description="to CPU memory; all: weights too")
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.offload == "optimizer" and self.stage == 0:
-            raise ValueError("offloading the optimizer needs stage 1, 2 or 3")
-        if self.offload == "all" and self.stage != 3:
-            raise ValueError("offloading the weights needs stage 3")
-        return self
-
-
-RESOURCES = ("CPU", "GPU", "memory", "object_store_memory", "TPU", "HPU", "NPU", "neuron_cores")  # Ray's own
-
-
-class WorkersConfig(Strict):
-    """One group of workers trains one trial at a time, or as many LoRA trials as it has lanes."""
-
-    count: int = Field(default=1, gt=0, description="workers of a group")
-    resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default={"CPU": 1}, description="of one worker")
-    reuse: bool = Field(default=True, description="a group runs trial after trial; false: a fresh group for each")
-    lanes: int = Field(
-        default=1,
-        gt=0,
-        description="LoRA trials that a group of one worker trains side by side on one base model, without DeepSpeed; "
-        "a trial's numbers then depend on the others by round-off",
-    )
-    max_concurrent: int | None = Field(default=None, gt=0, description="groups; null: as many as fit the cluster")
-    wait_minutes: float = Field(
-        default=0,
-        ge=0,
-        description="an autoscaler may take to start nodes for max_concurrent groups",
-    )
-    max_failures: int = Field(default=2, ge=0, description="restarts of a trial whose group broke")
-
-    @model_validator(mode="after")
-    def _waits_for_a_number(self) -> Self:
-        if self.wait_minutes and self.max_concurrent is None:
-            raise ValueError("wait_minutes needs max_concurrent: how many groups the autoscaler shall bring nodes for")
-        return self
-
-    @field_validator("resources")
-    @classmethod
-    def _no_misspelt_resource(cls, resources: dict[str, float]) -> dict[str, float]:
-        """A cluster may have resources of its own, but one that nearly is Ray's would be waited for in vain."""
-        known = {name.casefold(): name for name in RESOURCES}
-        for name in set(resources).difference(RESOURCES):
-            near = get_close_matches(name.casefold(), known, n=1, cutoff=0.6)
-            if near and abs(len(name) - len(near[0])) <= 1:
-                fix = f"write '{known[near[0]]}', or another name for yours"
-                raise ValueError(f"'{name}' is no resource of Ray's: {fix}")
-        return resources
-
-
-# --- evaluation, search, tracking -----------------------------------------------------------------------------------
-
-
-class ProbeConfig(Strict):
-    samples: int = Field(default=512, gt=0, description="training samples that capability is measured on")
-
-
-class AshaConfig(Strict):
-    """Rungs at grace_period x reduction_factor^k steps, where searched trials are paused and the best go on."""
-
-    grace_period: int = Field(gt=0, description="steps that every trial gets; a multiple of evaluation.every")
-    reduction_factor: int = Field(default=4, gt=1, description="n: the best 1/n of a rung get n times its steps")
-
-
-METRIC_MODES: dict[str, Literal["max", "min"]] = {
-    "eval/accuracy": "max",
-    "eval/nll": "min",
-    "eval/mean_probability": "max",
-}
-TASK_METRIC = re.compile(rf"eval/({TASK_NAME})/accuracy")
-
-
-class SearchConfig(Strict):
-    trials: int | None = Field(
-        default=16,
-        ge=0,
-        description="searched trials of a backbone, besides the baselines; of a grid the first so many, null (with it "
-        "the default): all of it",
-    )
-    sampler: Literal["tpe", "random", "grid"] = Field(
-        default="tpe", description="grid: every combination of the space's lists once, in a fixed order"
-    )
-    advice: bool = Field(
-        default=True,
-        description="with an accuracy as metric, the first searched trials are those that are advised; not in a grid",
-    )
-    metric: str = Field(
-        default="eval/accuracy", description="eval/accuracy, eval/nll, eval/mean_probability, or eval/TASK/accuracy"
-    )
-    asha: AshaConfig | None = Field(default=None, description="pause trials at rungs and promote the best; null: none")
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _whole_grid(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("sampler") == "grid":
-            return {"trials": None, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _counted(self) -> Self:
-        if self.trials is None and self.sampler != "grid":
-            raise ValueError(f"trials null means a whole grid: give the sampler {self.sampler} a number of trials")
-        return self
-
-    @field_validator("metric")
-    @classmethod
-    def _known(cls, metric: str) -> str:
-        if metric not in METRIC_MODES and not TASK_METRIC.fullmatch(metric):
-            known = ", ".join(f"'{name}'" for name in METRIC_MODES)
-            raise ValueError(f"must be {known} or 'eval/TASK/accuracy', not '{metric}'")
-        return metric
-
-    @property
-    def mode(self) -> Literal["max", "min"]:
-        return METRIC_MODES.get(self.metric, "max")
-
-    @property
-    def task(self) -> str | None:
-        """The task whose accuracy the metric is."""
-        found = TASK_METRIC.fullmatch(self.metric)
-        return found[1] if found else None
-
-
-class ConfirmConfig(Strict):
-    """After the search, its winner and the paper's baselines again, judged on problems that the search never saw."""
-
-    seeds: int = Field(default=3, gt=0, description="of each, other ones than the search's; may be raised later")
-    share: float = Field(
-        default=0.5, gt=0, lt=1, description="of the held-out problems, and of each task's, that are kept for this"
-    )
-
-
-OWN_TAGS = re.compile(
-    r"sweep|backbone|role|quantile|upper_quantile|stop_reason|best_.*|(mlflow|raysft)\..*|(data|version)/.*"
-)
-Tag = Annotated[str, Field(min_length=1, max_length=500)]
-
-
-class TrackingConfig(Strict):
-    uri: str | None = Field(default=None, description="MLflow tracking URI; null: sqlite under the output folder")
-    tags: dict[Annotated[str, Field(pattern=r"^[A-Za-z][\w./ -]*$", max_length=100)], Tag] = Field(
-        default={}, description="of every run, to filter by, e.g. domain: math"
-    )
-    register_as: Name | None = Field(
-        default=None,
-        description="registers the model of each backbone's best trial in MLflow, as NAME-BACKBONE; null: does not",
-    )
-
-    @field_validator("tags")
-    @classmethod
-    def _free(cls, tags: dict[str, str]) -> dict[str, str]:
-        if taken := next((key for key in tags if OWN_TAGS.fullmatch(key)), None):
-            raise ValueError(f"'{taken}' is a tag that raysft or MLflow sets itself: give yours another name")
-        if path := next((key for key in tags if {"", ".", ".."}.intersection(key.split("/"))), None):
-            raise ValueError(f"'{path}' has a part between slashes that is empty or dots, which MLflow refuses")
-        return tags
 
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
@@ -494,10 +281,3 @@ def config_hash(*configs: BaseModel | dict[str, Any]) -> str:
     """A short hash that differs whenever any value of the configs differs."""
     plain = [c.model_dump(mode="json") if isinstance(c, BaseModel) else c for c in configs]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def total_steps(training: TrainingConfig, samples: int) -> int:
-    """Optimizer steps of a run: `steps`, or the whole global batches that `epochs` hold (at least one)."""
-    if training.steps is not None:
-        return training.steps
-    return max(1, math.floor(training.epochs * samples / training.global_batch_size))
