@@ -7,7 +7,7 @@ ARG PYTHON_IMAGE
 FROM ${PYTHON_IMAGE}
 COPY constraints.txt /tmp/constraints.txt
 RUN pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        "mlflow[auth]==3.17.2" boto3==1.44.5 psycopg2-binary==2.9.13 \
+        "mlflow[auth]==3.17.2" boto3==1.44.8 "psycopg[binary]==3.3.9" \
     && useradd --uid 1000 --create-home mlflow
 USER 1000:1000
 WORKDIR /home/mlflow

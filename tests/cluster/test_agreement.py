@@ -243,3 +243,10 @@ def _references(node: Any) -> Iterator[dict[str, str]]:
     elif isinstance(node, list):
         for value in node:
             yield from _references(value)
+
+
+def test_the_server_has_the_versions_that_are_tested() -> None:
+    asked = re.findall(r'"?([\w-]+)(?:\[\w+\])?==([\d.]+)', (FOLDER / "mlflow.Dockerfile").read_text())
+    assert {name for name, _ in asked} == {"mlflow", "boto3", "psycopg"}  # SQLAlchemy takes psycopg for postgresql://
+    tested = (ROOT / "constraints.txt").read_text().splitlines()
+    assert all(f"{name}=={version}" in tested for name, version in asked)
