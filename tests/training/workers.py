@@ -22,7 +22,8 @@ CONTEXT.set_forkserver_preload(["raysft.training.zero", "tests.training.workers"
 
 def start_group(count: int, meet: Path, work: Callable[..., None], *args: Any) -> list[BaseProcess]:
     """Processes that call work(*args) in one process group. meet: a file that is not there yet."""
-    ranks = [CONTEXT.Process(target=_as_rank, args=(rank, count, meet, work, args)) for rank in range(count)]
+    own = dict(os.environ)  # the server that forks them began with another one
+    ranks = [CONTEXT.Process(target=_as_rank, args=(rank, count, meet, own, work, args)) for rank in range(count)]
     for process in ranks:
         process.start()
     return ranks
@@ -43,10 +44,16 @@ def end_group(ranks: list[BaseProcess]) -> None:
         process.join()
 
 
-def _as_rank(rank: int, count: int, meet: Path, work: Callable[..., None], args: tuple[Any, ...]) -> None:
+def _as_rank(
+    rank: int, count: int, meet: Path, environment: dict[str, str], work: Callable[..., None], args: tuple[Any, ...]
+) -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}  # DeepSpeed asks for them
+    os.environ |= environment | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(count),
+    }  # DeepSpeed asks for them
     torch.distributed.init_process_group("gloo", f"file://{meet}", rank=rank, world_size=count)
     work(*args)
     torch.distributed.destroy_process_group()
