@@ -98,7 +98,7 @@ def poisoned(make_config: Callable[..., SweepConfig], poisoned_backbone: Path, t
     config = make_config(backbones=[{"name": "tiny", "path": str(poisoned_backbone)}])
     source = config.data.train
     assert source.kind == "file"
-    rows = [json.loads(line) for line in source.path.read_text().splitlines()]
+    rows = [json.loads(line) for line in Path(source.path).read_text().splitlines()]
     due = SampleOrder(len(rows), config.training.global_batch_size, seed=0).at(2)[5]
     rows[due]["prompt"] = f"z{rows[due]['prompt']}"
     path = tmp_path / "poisoned.jsonl"

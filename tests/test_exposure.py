@@ -125,7 +125,7 @@ def test_no_sweep_goes_to_an_open_cluster(by: str, make_config: Make, monkeypatc
 
 def test_no_job_goes_to_an_open_cluster(make_config: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is on another machine"):
-        submit_sweep(tmp_path / "sweep.yaml", [], False, "http://10.0.0.7:8265", True, print)
+        submit_sweep(tmp_path / "sweep.yaml", [], [], False, "http://10.0.0.7:8265", True, print)
 
 
 def test_nothing_is_written_to_an_open_server(make_config: Make) -> None:

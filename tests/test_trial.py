@@ -284,7 +284,7 @@ def test_a_trial_out_of_memory_goes_on_with_half_of_a_micro_batch(make_config: M
     training = {"steps": 2, "global_batch_size": 1024, "checkpoint_every": 1}
     repeated = tmp_path / "many.jsonl"
     assert config.data.train.kind == "file"
-    repeated.write_text(config.data.train.path.read_text() * 16)
+    repeated.write_text(Path(config.data.train.path).read_text() * 16)
     data = config.data.model_dump() | {"train": {"kind": "file", "path": str(repeated)}}
     with at_most(64 << 30):  # what oneDNN makes for products of a new shape is made now
         for name, tokens in (("halved", 10_000), ("free", 20_000)):

@@ -26,6 +26,7 @@ from raysft.data.order import SampleOrder
 from raysft.inprocess import bench_here
 from raysft.objectives import IGNORE_INDEX, Power
 from raysft.objectives.head import AnyObjective, HeadOutput
+from raysft.store import Store
 from raysft.training.clock import Clock
 from raysft.training.engine import PlainEngine
 from raysft.training.flops import Flops
@@ -129,7 +130,7 @@ def raysft(setup: Setup, gate: Gate) -> None:
     clock = Clock()
     engine = PlainEngine(SFTModel(model, clock=clock), training, bench.device)
     loop = Loop(
-        bench.config, setup.trial, engine, bench.train, bench.ranks, setup.folder, {}, bench.collate, STEPS,
+        bench.config, setup.trial, engine, bench.train, bench.ranks, Store(setup.folder), {}, bench.collate, STEPS,
         clock, Flops(model),
     )  # fmt: skip
     engine.train(True)
