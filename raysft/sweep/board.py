@@ -233,7 +233,7 @@ class Board:
         broken = self._trials(slot)
         if not broken:
             self.start_failures[slot] = self.start_failures.get(slot, 0) + 1
-            if self.start_failures[slot] >= START_FAILURES:
+            if self.start_failures[slot] >= max(START_FAILURES, self.max_failures):  # nodes may be lost at a start, too
                 self.given_up.add(slot)
                 if self.given_up >= self.slots:
                     await self.refuse(f"the workers cannot start: {reason}", self.studies)

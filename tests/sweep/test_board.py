@@ -282,3 +282,13 @@ def test_before_another_study_they_wait_for_it() -> None:
         assert await waiting == (3, CONFIG)
 
     run(scenario)
+
+
+def test_groups_that_lose_their_nodes_at_the_start_are_started_as_often_as_trials() -> None:
+    async def scenario(board: Board) -> None:
+        await board.wanted(0, False)
+        await board.submit("a", "job")
+        assert [await board.group_broke(0, "the node was lost") for _ in range(5)] == [True] * 4 + [False]
+        assert (await board.reports("a", 0))[0].reason == "the workers cannot start: the node was lost"
+
+    run(scenario, max_failures=5)
