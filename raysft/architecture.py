@@ -1,6 +1,6 @@
 """The shape of a backbone, from its config.json or from what is known of the hub: names and sizes of its weights.
 
-Estimates go by it. Needs neither torch nor transformers, and contacts nobody.
+Estimates go by it. Needs neither torch nor transformers, and asks no hub.
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from raysft.config import BackboneConfig, HubSource, Source
+from raysft.store import fetched
 from raysft.yamltext import parse
 
 KNOWN = Path(__file__).with_name("hub.yaml")
@@ -99,8 +100,8 @@ LAYER = {True: ".layers.", False: ".h."}
 
 def of_backbone(backbone: BackboneConfig) -> Architecture | None:
     """None where nothing is known of it without asking the hub, or where its type is not in FAMILIES."""
-    if Path(backbone.path).is_dir():
-        return _of_file(Path(backbone.path) / "config.json")
+    if (folder := Path(fetched(backbone.path))).is_dir():
+        return _of_file(folder / "config.json")
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(backbone.path, "config.json", revision=backbone.revision)

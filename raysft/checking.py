@@ -10,9 +10,6 @@ from raysft.devices import UTILISATION, Device, find_device, named_device
 from raysft.duration import device_seconds, not_counted, sweep_device_hours, work
 from raysft.errors import InputError
 from raysft.estimate import Memory, When, changes_that_fit, fits, memory, rows_that_fit, writing
-from raysft.sweepfile import together
-
-__all__ = ["Setting", "check_here", "estimate", "together"]
 
 Rows = list[tuple[str, str]]
 MOMENTS: dict[When, str] = {

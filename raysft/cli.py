@@ -2,7 +2,6 @@
 
 import errno
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -15,11 +14,11 @@ from raysft import __version__
 from raysft.devices import UTILISATION
 from raysft.errors import InputError, TrialFailed
 from raysft.redaction import holds_secret, redacted
+from raysft.store import StorageLost
 
 if TYPE_CHECKING:
     from raysft.config import SweepConfig
     from raysft.objectives import Selection
-    from raysft.sweep.driver import StudyResult
 
 app = typer.Typer(
     help="Finds which SFT objective a backbone wants: a distributed sweep over probability-based objectives.",
@@ -72,6 +71,7 @@ def demo(
     libraries_quiet()
     from raysft.demo import make_demo
     from raysft.sweepfile import load
+    from raysft.sweeping import run
 
     _say(f"Making the demo's backbones and data under {output}/demo-materials (seed {seed}) ...")
     file = make_demo(output / "demo-materials", seed, _say)
@@ -79,7 +79,7 @@ def demo(
         _say(f"Made {file}. Sweep it with: raysft sweep {file}")
         return
     config = load(file, [f"output={output}", f"seed={seed}", *sets])
-    _finish(config, _sweep(config, resume, None))
+    raise typer.Exit(run(config, resume))
 
 
 @app.command()
@@ -96,8 +96,8 @@ def check(
     from rich.console import Console
     from rich.table import Table
 
-    from raysft.checking import check_here, together
-    from raysft.sweepfile import load
+    from raysft.checking import check_here
+    from raysft.sweepfile import load, together
 
     rows, refused = check_here(load(file, sets, overlays), address, device, utilisation, price)
     table = Table(box=None, show_header=False, pad_edge=False)
@@ -117,8 +117,9 @@ def sweep(
     address: Address = None,
 ) -> None:
     """Search the objective for each backbone of a sweep file."""
-    config = _checked(file, sets, overlays)
-    _finish(config, _sweep(config, resume, address))
+    from raysft.sweeping import run
+
+    raise typer.Exit(run(_checked(file, sets, overlays), resume, address))
 
 
 @app.command()
@@ -139,6 +140,7 @@ def train(
 ) -> None:
     """Train one objective on one backbone, with the sweep file's data and settings."""
     from raysft.config import TrialConfig
+    from raysft.sweeping import run
 
     values = {"threshold": threshold, "upper": upper, "keep": keep, "exponent": exponent}
     chosen = _objective(objective, {k: v for k, v in values.items() if v is not None}, param)
@@ -154,7 +156,7 @@ def train(
     alone = config.search.model_copy(update={"trials": 0})
     single = {"name": f"{config.name}-{trial.name()}", "search": alone, "confirm": None, "export": "all"}
     config = config.model_copy(update=single)
-    _finish(config, _sweep(config, resume, address, lambda study: [trial]))
+    raise typer.Exit(run(config, resume, address, lambda study: [trial]))
 
 
 @app.command()
@@ -394,19 +396,22 @@ def main() -> None:
         print("raysft: interrupted", file=sys.stderr)
         sys.exit(FAILED)
     except Exception as error:
-        if (of_disk := _of_full_disk(error)) is not None:
-            fix = "Free some space; what was written is whole, and a sweep goes on with --resume."
-            print(f"raysft: {redacted(str(of_disk))}. {fix}", file=sys.stderr)
+        if (known := _of_disk_or_bucket(error)) is not None:
+            fix = "" if isinstance(known, StorageLost) else "Free some space; "
+            fix += "what was written is whole, and a sweep goes on with --resume."
+            print(f"raysft: {redacted(str(known))}. {fix[0].upper()}{fix[1:]}", file=sys.stderr)
         else:
             print(redacted(traceback.format_exc()), file=sys.stderr, end="")
         sys.exit(FAILED)
 
 
-def _of_full_disk(error: BaseException | None) -> OSError | None:
+def _of_disk_or_bucket(error: BaseException | None) -> OSError | None:
     """The error that this one came from; Tune hands on what breaks its callbacks as an error of its own."""
-    while error is not None and not (isinstance(error, OSError) and error.errno in DISK_FULL):
+    while error is not None:
+        if isinstance(error, StorageLost) or (isinstance(error, OSError) and error.errno in DISK_FULL):
+            return error
         error = error.__cause__ or error.__context__
-    return error
+    return None
 
 
 def _terminated(*_: object) -> None:
@@ -449,51 +454,6 @@ def _one_backbone(config: "SweepConfig", name: str | None) -> "SweepConfig":
         raise InputError("--backbone", f"'{name}' is not in the file.", did_you_mean(name, names))
     chosen = config.backbones[names.index(name) if name else 0]
     return config.model_copy(update={"backbones": [chosen]})
-
-
-def _sweep(config: "SweepConfig", resume: bool, address: str | None, given: Any = None) -> "list[StudyResult]":
-    from rich.console import Console
-
-    from raysft.quiet import libraries_to
-
-    log = libraries_to(config.output / config.name / "raysft.log")
-    _say(f"The libraries' own messages go to {log}")
-    from raysft.progress import Progress
-    from raysft.sweep.driver import sweep as run_sweep
-
-    return run_sweep(config, Progress(Console()), resume, address, given)
-
-
-def _finish(config: "SweepConfig", results: "list[StudyResult]") -> None:
-    """The closing table, and the exit code that the trials deserve."""
-    from rich.console import Console
-
-    from raysft.table import result_table
-    from raysft.ui import command
-
-    console = Console()
-    console.print(result_table(results, config))
-    if config.search.trials != 0 and not any(result.interrupted for result in results):
-        _report(config)
-    console.print(f"Compare the runs in MLflow: {command(config)}", highlight=False, markup=False, soft_wrap=True)
-    if any(result.interrupted for result in results):
-        words = [word for word in sys.argv[1:] if word != "--resume"]
-        again = shlex.join(["raysft", *words, "--resume"])
-        console.print(f"Interrupted. Continue with: {again}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(FAILED)
-    if any(trial.status == "FAILED" for result in results for trial in result.trials):
-        raise typer.Exit(FAILED)
-
-
-def _report(config: "SweepConfig") -> None:
-    """The answer. That it cannot be written is said, but the sweep is done."""
-    from raysft.report import report as write_report
-    from raysft.tracking import tracking_uri
-
-    try:
-        write_report([config.folder], None, tracking_uri(config), True, _say)
-    except (InputError, TrialFailed) as error:
-        _say(f"No report: {error}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raysft.config import DataConfig, FileSource, ReasoningGymSource, Source, SweepConfig, TaskConfig
 from raysft.errors import InputError, did_you_mean
-from raysft.store import fetched, is_in_bucket
+from raysft.store import fetched
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 Shapes = dict[str, list[int]]
@@ -63,8 +63,7 @@ def check_backbone(study: SweepConfig) -> Shapes | None:
     name, path = study.backbone.name, study.backbone.path
     place = f"backbone '{name}' ({path})"
     try:
-        if is_in_bucket(path):
-            path = fetched(path)
+        path = fetched(path)
         if Path(path).is_dir():
             return _check_folder(Path(path), study.data.template, place)
         _check_hub_id(path, place)
@@ -76,6 +75,7 @@ def check_backbone(study: SweepConfig) -> Shapes | None:
 def check_model(path: str) -> None:
     """Raises InputError for a model's folder that cannot be loaded from, and for what is no hub id."""
     place = f"model '{path}'"
+    path = fetched(path)
     if Path(path).is_dir():
         _check_folder(Path(path), "plain", place)
     else:

@@ -1,13 +1,13 @@
 """Where the files of a sweep are kept: in its output folder, or in a bucket of which each machine copies what it needs.
 
-A shared folder needs nothing of this. A bucket (S3, Google Cloud Storage, Azure) has no renaming and no appending, but
+A shared folder needs nothing of this. A bucket (S3, Google Cloud Storage) has no renaming and no appending, but
 an object is there whole or not at all; so a file is written on the machine first and put into the bucket as it is.
 """
 
 import os
 import shutil
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -25,11 +25,15 @@ FIX = (
 )
 
 
+class StorageLost(OSError):
+    """A bucket that does not answer, or does not take what is put into it."""
+
+
 @dataclass(frozen=True)
 class Store:
     """A folder of this machine. uri: of the place in a bucket that holds the same; None where the folder is shared.
 
-    Paths are below the folder. Without a uri, pushing and pulling do nothing.
+    Paths are below the folder. Without a uri, pushing and pulling do nothing; with one, all raise StorageLost.
     """
 
     folder: Path
@@ -50,8 +54,9 @@ class Store:
             return
         from pyarrow import fs
 
-        files, place = self._place(path)
-        fs.copy_files(str(path), place, destination_filesystem=files)
+        with _in_bucket(self.uri):
+            files, place = self._place(path)
+            fs.copy_files(str(path), place, destination_filesystem=files)
 
     def pull(self, path: Path, but: Collection[str] = ()) -> None:
         """Get a file, or all files of a folder, as the bucket has them now; what is not there is removed.
@@ -62,19 +67,20 @@ class Store:
             return
         from pyarrow import fs
 
-        files, place = self._place(path)
-        info = files.get_file_info(place)
-        if info.type == fs.FileType.File:
-            _get(files, place, path)
-            return
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
-        if info.type != fs.FileType.Directory:
-            return
-        for found in files.get_file_info(fs.FileSelector(place, recursive=True)):
-            below = Path(found.path).relative_to(place)
-            if found.type == fs.FileType.File and not set(below.parts).intersection(but):
-                _get(files, found.path, path / below)
+        with _in_bucket(self.uri):
+            files, place = self._place(path)
+            info = files.get_file_info(place)
+            if info.type == fs.FileType.File:
+                _get(files, place, path)
+                return
+            shutil.rmtree(path, ignore_errors=True)
+            path.unlink(missing_ok=True)
+            if info.type != fs.FileType.Directory:
+                return
+            for found in files.get_file_info(fs.FileSelector(place, recursive=True)):
+                below = Path(found.path).relative_to(place)
+                if found.type == fs.FileType.File and not set(below.parts).intersection(but):
+                    _get(files, found.path, path / below)
 
     def remove(self, path: Path) -> None:
         """Remove a file or folder, here and in the bucket; it need not be there."""
@@ -86,12 +92,13 @@ class Store:
             return
         from pyarrow import fs
 
-        files, place = self._place(path)
-        kind = files.get_file_info(place).type
-        if kind == fs.FileType.Directory:
-            files.delete_dir(place)
-        elif kind == fs.FileType.File:
-            files.delete_file(place)
+        with _in_bucket(self.uri):
+            files, place = self._place(path)
+            kind = files.get_file_info(place).type
+            if kind == fs.FileType.Directory:
+                files.delete_dir(place)
+            elif kind == fs.FileType.File:
+                files.delete_file(place)
 
     def names(self, folder: Path) -> list[str]:
         """What lies in a folder, sorted; nothing where there is none."""
@@ -99,14 +106,23 @@ class Store:
             return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         from pyarrow import fs
 
-        files, place = self._place(folder)
-        return sorted(info.base_name for info in files.get_file_info(fs.FileSelector(place, allow_not_found=True)))
+        with _in_bucket(self.uri):
+            files, place = self._place(folder)
+            return sorted(info.base_name for info in files.get_file_info(fs.FileSelector(place, allow_not_found=True)))
 
     def _place(self, path: Path) -> tuple[Any, str]:
         """The bucket's file system, and the path's place in it."""
         files, root = _bucket(str(self.uri))
         below = path.relative_to(self.folder).as_posix()
         return files, root if below == "." else f"{root}/{below}"
+
+
+@contextmanager
+def _in_bucket(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageLost(f"storage {uri} cannot be reached or written to: {_first_line(error)}") from error
 
 
 @cache
@@ -159,7 +175,7 @@ def _first_line(error: Exception) -> str:
 
 
 def is_in_bucket(path: str) -> bool:
-    return path.startswith(("s3://", "gs://", "abfs://", "abfss://"))
+    return path.startswith(("s3://", "gs://"))
 
 
 def fetched(path: str) -> str:

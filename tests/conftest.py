@@ -6,7 +6,9 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -336,6 +338,18 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(missing)
     yield place
     subprocess.run(["umount", "--lazy", str(place)], check=True)  # a process that writes there may end a moment later
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return int(free.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 240.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.05)
 
 
 def fill(place: Path, leaving: int) -> Path:

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from raysft.check import check
-from raysft.checking import Setting, check_here, estimate, together
+from raysft.checking import Setting, check_here, estimate
 from raysft.config import SweepConfig
 from raysft.devices import named_device
 from raysft.errors import InputError
-from raysft.sweepfile import load
+from raysft.sweepfile import load, together
 
 Make = Callable[..., SweepConfig]
 SWEEPS = Path(__file__).parents[1] / "sweeps"

@@ -1,7 +1,8 @@
 """The bucket as a store that speaks S3 on loopback, and its copies on machines."""
 
-import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,11 +10,12 @@ import pytest
 from pyarrow import fs
 
 from raysft.check import check, describe
+from raysft.checking import check_here
 from raysft.config import SweepConfig
 from raysft.errors import InputError
 from raysft.inprocess import bench_here
-from raysft.store import Store, check_storage
-from raysft.sweepfile import absolute
+from raysft.store import StorageLost, Store, check_storage
+from raysft.sweepfile import absolute, dump
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -102,6 +104,30 @@ def test_without_a_bucket_the_folder_is_all_there_is(tmp_path: Path) -> None:
     assert store.names(store.folder) == []
 
 
+def test_a_store_that_is_lost_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker or the driver has it: whatever is asked."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    store = Store(tmp_path, "s3://lost/runs")
+    (tmp_path / "a").write_text("a")
+    asked = [store.push, store.pull, store.remove, store.names]
+    for ask in asked:
+        with pytest.raises(StorageLost, match=r"^storage s3://lost/runs cannot be reached or written to: .*connect"):
+            ask(tmp_path / "a")
+
+
+def test_a_command_that_loses_its_store_ends_in_plain_words(
+    make_config: Callable[..., SweepConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    file = tmp_path / "sweep.yaml"
+    file.write_text(dump(make_config(storage="s3://lost/runs")))
+    command = [sys.executable, "-m", "raysft", "train", str(file), "--in-process"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().endswith("What was written is whole, and a sweep goes on with --resume.")
+
+
 def test_a_bucket_that_can_be_used_is_left_as_it_was(bucket: str) -> None:
     check_storage(None)
     check_storage(bucket)
@@ -114,8 +140,7 @@ def test_a_bucket_that_is_not_there_is_refused(s3: str) -> None:
 
 
 def test_a_store_that_does_not_answer_is_refused(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(os.environ, "AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setitem(os.environ, "AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(InputError, match="storage s3://elsewhere/runs: cannot be used"):
         check_storage("s3://elsewhere/runs")
 
@@ -143,6 +168,8 @@ def test_a_sweep_reads_data_and_backbone_from_a_bucket(
     assert dict(describe(check(make_config(**there)))) == dict(describe(check(make_config()))) | {
         "backbone tiny": backbone
     }
+    rows, _ = check_here(make_config(**there), None, None, 0.4, None)
+    assert dict(rows)["  parameters"] == dict(check_here(make_config(), None, None, 0.4, None)[0])["  parameters"]
     bench = bench_here(absolute(make_config(**there)).for_backbone("tiny"))
     assert bench.data_facts() == bench_here(make_config().for_backbone("tiny")).data_facts()
     assert len(list((tmp_path / "home" / "raysft").iterdir())) == 1

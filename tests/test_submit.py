@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from raysft.config import PAPER_BASELINES
 from raysft.demo import Recipe, make_demo
 from raysft.errors import InputError
 from raysft.submit import job_request
+from tests.conftest import wait_until
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 RAY = Path(sys.executable).with_name("ray")
@@ -33,13 +33,6 @@ def free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

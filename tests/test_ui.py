@@ -22,6 +22,7 @@ from raysft.objectives import Power
 from raysft.records import write_records
 from raysft.tracking import Study, Tracking, address, default_uri
 from raysft.ui import command
+from tests.conftest import free_port
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -77,12 +78,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
             track_trial(study, f"{number:04d}", trial, accuracy, folder)
         study.end("FINISHED", {"eval/accuracy": capability, "best_objective": "-p"})
     return config
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

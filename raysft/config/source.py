@@ -23,7 +23,7 @@ def ending(path: str) -> str:
 
 
 class FileSource(Strict):
-    """JSONL, JSON (a list of objects) or Parquet, told by the ending; local, or s3://bucket/..., gs://..., abfs://..."""
+    """JSONL, JSON (a list of objects) or Parquet, told by the ending; local, or s3://bucket/... or gs://..."""
 
     kind: Literal["file"] = "file"
     path: FilePath

@@ -80,7 +80,7 @@ STUDY_SECTIONS = TRIAL_SECTIONS | dict.fromkeys(("space", "baselines", "search",
 OVERRIDABLE = ("data", "space", "training", "zero", "workers", "evaluation", "probe")
 
 
-BUCKET = re.compile(r"(s3|gs|abfss?)://[A-Za-z0-9][\w.-]*(/[\w.-]+)*/?")
+BUCKET = re.compile(r"(s3|gs)://[A-Za-z0-9][\w.-]*(/[\w.-]+)*/?")
 
 
 class SweepConfig(Strict):
@@ -110,7 +110,7 @@ class SweepConfig(Strict):
     @field_validator("output")
     @classmethod
     def _no_bucket(cls, output: Path) -> Path:
-        if output.parts[:1] in (("s3:",), ("gs:",), ("abfs:",), ("abfss:",)):
+        if output.parts[:1] in (("s3:",), ("gs:",)):
             raise ValueError("is an address in a bucket: set storage to it; output is a folder on each machine then")
         return output
 
@@ -119,7 +119,7 @@ class SweepConfig(Strict):
     def _bucket(cls, storage: str | None) -> str | None:
         if storage is not None and not BUCKET.fullmatch(storage):
             raise ValueError(
-                f"'{storage}' is no address in a bucket: write s3://BUCKET/FOLDER (or gs://, abfs://), without keys or "
+                f"'{storage}' is no address in a bucket: write s3://BUCKET/FOLDER (or gs://), without keys or "
                 "options, which belong into the environment; a folder that all machines see is named by output"
             )
         return storage

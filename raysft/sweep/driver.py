@@ -29,7 +29,7 @@ from raysft.evidence import earlier_studies
 from raysft.exposure import check_mlflow, check_ray
 from raysft.preflight import check_written
 from raysft.progress import Progress
-from raysft.store import Store, check_storage
+from raysft.store import Store, check_storage, read_object
 from raysft.sweep.board import ON_HEAD
 from raysft.sweep.capacity import groups_at_once
 from raysft.sweep.confirm import best_of, confirm_trials, most_confirm_trials
@@ -45,6 +45,7 @@ from raysft.sweep.trainable import run_trial
 from raysft.sweepfile import absolute
 from raysft.tracking import Study as TrackedStudy
 from raysft.tracking import Tracking
+from raysft.tracking.study import STUDY_ID
 
 # Tune's trial functions only wait for their group; the head node can hold a thousand of them.
 TRIAL_RESOURCES = {"CPU": 0.0, **ON_HEAD}
@@ -138,17 +139,18 @@ def study_folder(config: SweepConfig) -> Path:
 def _claim(config: SweepConfig, resume: bool) -> None:
     """Refuse to mix a new run into an old one, or two settings in one study, and make the folder."""
     store, folder = study_store(config), study_folder(config)
-    if store.names(folder) and not resume:
+    kept = store.names(folder)
+    if kept and not resume:
         raise InputError(
             store.uri or str(folder),
             "holds an earlier run of this sweep.",
             "Continue it with --resume, or give another name: --set name=... (or remove the folder).",
         )
-    if (folder / SETTINGS).exists() and not store.names(folder):
+    if folder.exists() and any(folder.iterdir()) and _of_another(store, kept):
         raise InputError(
             f"storage {config.storage}",
-            f"holds nothing of the run that lies in {folder}.",
-            "Copy that folder there first, resume without storage, or give another name: --set name=...",
+            f"does not hold the run that lies in {folder}, whose place its own would take.",
+            "Give another name or output: --set name=...; or go on without storage.",
         )
     store.pull(folder, but=("checkpoints", "model", "groups"))
     earlier = folder / SETTINGS
@@ -165,6 +167,16 @@ def _claim(config: SweepConfig, resume: bool) -> None:
         raise InputError(
             str(folder), f"cannot be made: {error.strerror}.", "Set output to a folder you can write."
         ) from None
+
+
+def _of_another(store: Store, kept: list[str]) -> bool:
+    """Whether a study's folder here is of another run than the one in the bucket. kept: names of what lies there."""
+    if store.uri is None:
+        return False
+    if not kept:
+        return True
+    own = store.folder / STUDY_ID
+    return own.exists() and STUDY_ID in kept and read_object(f"{store.uri}/{STUDY_ID}").decode() != own.read_text()
 
 
 def _finished(config: SweepConfig) -> StudyResult | None:

@@ -4,6 +4,7 @@ import json
 import os
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ray.tune import Callback
 
 from raysft.config import TrialConfig
 from raysft.progress import Progress
+from raysft.store import StorageLost
 from raysft.sweep.ledger import METRICS, Ledger, Status, TrialRow
 from raysft.tracking import Study
 
@@ -66,7 +68,8 @@ class Mirror(Callback):
         self.last_read = time.monotonic()
         for trial in trials:
             if trial.status == "RUNNING":
-                self._pass_on(trial.config["trial_id"])
+                with suppress(StorageLost):  # the next look gets it
+                    self._pass_on(trial.config["trial_id"])
         self.progress.refresh()
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:

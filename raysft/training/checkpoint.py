@@ -62,8 +62,10 @@ def save(
     if ranks.rank == 0:
         if store.uri is not None:  # what has no manifest is no checkpoint yet
             store.publish(final / MANIFEST, manifest)
-        for old in _steps(store)[:-keep]:
-            store.remove(store.folder / old)
+        steps = _steps(store)
+        whole = [name for name in steps if MANIFEST in store.names(store.folder / name)]
+        for name in set(steps).difference(whole[-keep:]):  # the older ones, and what a kill left half done
+            store.remove(store.folder / name)
     ranks.barrier()
     if ranks.keeps_files and store.uri is not None:
         shutil.rmtree(store.folder)
@@ -84,7 +86,7 @@ def _told(temporary: Path) -> Iterator[None]:
             raise
         free = shutil.disk_usage(temporary).free / 2**20
         shutil.rmtree(temporary, ignore_errors=True)
-        code = error.errno if isinstance(error, OSError) and error.errno else errno.ENOSPC  # torch names none
+        code = errno.ENOSPC if isinstance(error, RuntimeError) else error.errno or errno.EIO  # torch names none
         raise OSError(
             code,
             f"the checkpoint {temporary.name[1:]} cannot be written to {temporary.parent} "

@@ -25,7 +25,7 @@ from raysft.progress import Progress
 from raysft.records import read_records
 from raysft.sweep.driver import baselines, study_folder, sweep
 from raysft.sweepfile import dump
-from tests.conftest import fill
+from tests.conftest import fill, wait_until
 
 Make = Callable[..., SweepConfig]
 Run = Callable[..., subprocess.Popen[str]]
@@ -317,13 +317,6 @@ def actors(name: str, pid: int | None = None) -> list[psutil.Process]:
     """Processes of the actors of a class, below this process or another."""
     children = psutil.Process(pid).children(recursive=True)
     return [child for child in children if any(f"ray::{name}" in word for word in child.cmdline())]
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 240.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow

@@ -212,3 +212,25 @@ def test_torchs_own_writer_is_told_as_a_disk_that_is_full(small_disk: Path) -> N
         save(Store(small_disk), 4, IDENTITY, Ranks(), too_much, 2)
     assert names(small_disk) == ["step-00000002"]
     assert found(small_disk) == (2, "step-00000002")
+
+
+# --- in a bucket ----------------------------------------------------------------------------------------------------
+
+
+def test_what_a_kill_left_in_a_bucket_takes_no_checkpoints_place(tmp_path: Path, bucket: str) -> None:
+    """Files of step 3 without a manifest lie between two whole checkpoints, of which both are kept."""
+    store = Store(tmp_path / "trial", bucket)
+    save(store, 2, IDENTITY, Ranks(), write, 2)
+    half = store.folder / "step-00000003" / "state.pt"
+    half.parent.mkdir(parents=True)
+    half.write_text("half")
+    store.push(half)
+    found_here = latest(store, IDENTITY, Ranks())
+    assert found_here is not None
+    assert found_here.step == 2
+    save(store, 4, IDENTITY, Ranks(), write, 2)
+    assert store.names(store.folder) == ["step-00000002", "step-00000004"]
+    store.remove(store.folder / "step-00000004" / MANIFEST)
+    found_here = latest(store, IDENTITY, Ranks())
+    assert found_here is not None
+    assert found_here.step == 2
