@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from raysft.errors import InputError
 
 Record = dict[str, Any]
 
+GZIP = b"\x1f\x8b"  # its first bytes
 TABLE_ROWS = 1000  # of the table in MLflow's UI, which loads all of it into the browser
 
 
@@ -21,12 +23,16 @@ def write_records(records: list[Record], path: Path) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """What `write_records` wrote. Raises InputError for a file that is something else."""
+    """What `write_records` wrote. Raises InputError for a file that is something else.
+
+    A server of MLflow that keeps artifacts in a bucket hands them out uncompressed, under the same name.
+    """
     try:
-        with gzip.open(path, "rt") as file:
-            records = [json.loads(line) for line in file]
-    except (OSError, EOFError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not compressed JSON lines"
+        content = path.read_bytes()
+        lines = gzip.decompress(content) if content.startswith(GZIP) else content
+        records = [json.loads(line) for line in lines.splitlines()]
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "not JSON lines"
         raise InputError(str(path), f"cannot be read as records: {reason}.", "Name a completions.jsonl.gz.") from None
     if not all(isinstance(r, dict) and {"completion", "reference", "problem"} <= r.keys() for r in records):
         raise InputError(str(path), "holds no records of answers.", "Name a completions.jsonl.gz.")

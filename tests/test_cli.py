@@ -421,7 +421,7 @@ def test_records_are_scored_anew_without_the_model(asked: tuple[Path, Done, Done
         (("evaluate", "MODEL", "--task", "gsm8k", "--precision", "fp8"), r"--precision: 'fp8' is unknown. .*"),
         (("evaluate", "MODEL", "--task", "gsm8k", "--with", "FILE"), r"--with: is of sweep files. Leave it out, or .*"),
         (("evaluate", "FILE", "--task", "gsm8k"), r".*/tiny.yaml: is a sweep file, which has tasks of its own. .*"),
-        (("rescore", "FILE"), r".*/tiny.yaml: cannot be read as records: not compressed JSON lines. .*"),
+        (("rescore", "FILE"), r".*/tiny.yaml: cannot be read as records: not JSON lines. .*"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(

@@ -156,7 +156,7 @@ def test_nodes_that_share_a_bucket_alone_run_a_sweep_that_another_machine_resume
     best = min(trials, key=lambda name: json.loads((trials[name] / "end.json").read_text())["metrics"]["eval/nll"])
     assert [name for name, path in trials.items() if (path / "model" / "model.safetensors").exists()] == [best]
     assert parent.data.tags["best_trial"] == best
-    assert {"report.html", "optuna.db"} <= {name.rsplit("/", 1)[-1] for name in kept(f"{bucket}/runs")}
+    assert {"report.html", "optuna.db"} <= {name.rsplit("/", 1)[-1] for name in kept(f"{bucket}/runs")}, second.stdout
     assert not list((tmp_path / "second" / ".nodes").rglob("*.*")), "workers left files behind"
     for run in runs:
         if run is not parent:

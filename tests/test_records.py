@@ -18,6 +18,9 @@ def test_records_are_read_as_written(tmp_path: Path) -> None:
     write_records(records, tmp_path / "a.gz")
     write_records(records, tmp_path / "b.gz")
     assert read_records(tmp_path / "a.gz") == records
+    (tmp_path / "b.gz").write_bytes(gzip.decompress((tmp_path / "a.gz").read_bytes()))  # as a server may hand it out
+    assert read_records(tmp_path / "b.gz") == records
+    write_records(records, tmp_path / "b.gz")
     assert (tmp_path / "a.gz").read_bytes() == (tmp_path / "b.gz").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.gz", "b.gz"]
 
@@ -25,11 +28,12 @@ def test_records_are_read_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"plain", "not compressed JSON lines"),
-        (gzip.compress(b"not json\n", mtime=0), "not compressed JSON lines"),
+        (b"plain", "not JSON lines"),
+        (gzip.compress(b"not json\n", mtime=0), "not JSON lines"),
         (gzip.compress(b'{"a": 1}\n', mtime=0), "holds no records of answers"),
         (gzip.compress(b"[1]\n", mtime=0), "holds no records of answers"),
-        (gzip.compress(b'{"a": 1}\n', mtime=0)[:-6], "not compressed JSON lines"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0)[:-6], "not JSON lines"),
+        (gzip.compress(b'{"a": 1}\n', mtime=0)[:12] + b"\xff" * 20, "not JSON lines"),
         (None, "No such file"),
     ],
 )
