@@ -10,8 +10,9 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 demo: setup
 	$(BIN)/raysft demo
 
+# All but what takes minutes to kill, fill or cut off: that is test-faults.
 test: setup check
-	$(PYTEST)
+	$(PYTEST) -m "not gpu and not (slow and faults)"
 
 test-fast: setup
 	$(PYTEST) -m "not slow and not faults and not gpu and not browser"

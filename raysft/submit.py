@@ -5,6 +5,7 @@ of backbones must lie where all nodes find them under the same path; hub ids nee
 """
 
 import asyncio
+import logging
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -74,6 +75,7 @@ def submit_sweep(
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
+    logging.getLogger("ray").setLevel(logging.ERROR)  # it names each .gitignore, and each package that it sends
     request = job_request(file, sets, resume, overlays)
     try:
         client = JobSubmissionClient(address)

@@ -1,5 +1,6 @@
 """What `raysft sweep`, `train` and `demo` do with a sweep: run it to its end, and tell the answer."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -44,11 +45,16 @@ def _tell(config: SweepConfig, results: "list[StudyResult]") -> int:
         _report(config)
     console.print(f"Compare the runs in MLflow: {command(config)}", highlight=False, markup=False, soft_wrap=True)
     if interrupted:
-        words = [word for word in sys.argv[1:] if word != "--resume"]
-        again = shlex.join(["raysft", *words, "--resume"])
-        console.print(f"Interrupted. Continue with: {again}", highlight=False, markup=False, soft_wrap=True)
+        console.print(f"Interrupted. {_how_to_go_on()}", highlight=False, markup=False, soft_wrap=True)
     failed = any(trial.status == "FAILED" for result in results for trial in result.trials)
     return FAILED if interrupted or failed else 0
+
+
+def _how_to_go_on() -> str:
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ:  # Ray's job manager started this; its folder is gone with the job
+        return "Continue by submitting the same again, with --resume."
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return f"Continue with: {shlex.join(['raysft', *words, '--resume'])}"
 
 
 def _report(config: SweepConfig) -> None:

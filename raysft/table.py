@@ -36,4 +36,6 @@ def _of(result: "StudyResult", objective: object, metric: str) -> str:
     row: TrialRow | None = next((r for r in result.trials if r.trial.objective == objective), None)
     if row is None:
         return ""
-    return f"{row.metrics[metric]:.3f}" if row.status == "FINISHED" else row.status.lower()
+    if row.status == "FINISHED":
+        return f"{row.metrics[metric]:.3f}"
+    return "to go on" if row.status == "INTERRUPTED" else row.status.lower()

@@ -113,6 +113,7 @@ def test_a_job_runs_the_sweep(submit: Callable[..., str], folder: Path) -> None:
     said = submit()
     assert "SUCCEEDED" in said
     assert "weak 5/5" in said, "the job's lines are followed"
+    assert said.startswith("Submitted raysubmit_"), "Ray's own lines are left out"
     parents, children = runs_in(folder)
     assert [p.info.status for p in parents] == ["FINISHED"]
     assert [c.info.status for c in children] == ["FINISHED"] * 5
@@ -148,6 +149,9 @@ def test_a_stopped_job_has_saved_and_resumes(
             timeout=200,
         )
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+        logs = [str(RAY), "job", "logs", "--address", address, job[0]]
+        told = subprocess.run(logs, env=environment | {"RAY_AUTH_MODE": "token"}, capture_output=True, text=True).stdout
+        assert "Interrupted. Continue by submitting the same again, with --resume." in told
         seen |= set(trials.glob("*/checkpoints/step-*"))
         parents, children = runs_in(folder)
         assert [p.info.status for p in parents] == ["KILLED"]

@@ -54,6 +54,8 @@ def test_failed_and_killed_baselines_are_named(make_config: Make) -> None:
     _, header, cells = lines([study("one", trials)], make_config())
     assert "nll, p >= 0.2" not in header  # nobody ran it
     assert cells == ["one", "0.457", "0.500", "failed", "killed", "0.500", "nll"]
+    _, _, cells = lines([study("one", [row(nll, 0.5), row(p, None, "INTERRUPTED")])], make_config())
+    assert cells == ["one", "0.457", "0.500", "to go on", "0.500", "nll"]
 
 
 def test_a_baseline_that_only_one_backbone_ran_leaves_the_others_cell_empty(make_config: Make) -> None:

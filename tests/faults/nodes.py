@@ -3,7 +3,8 @@
     python tests/faults/nodes.py FOLDER BACKBONE TRAIN LOSSES
 
 The head runs no work; two nodes have a core each. After every loss a new node comes, as an autoscaler sends one.
-Only nodes on which a group works are lost. Prints as JSON how many, and how the trials ended.
+Only nodes on which a group works are lost: some as soon as its workers live, most when the trials have trained on.
+Prints as JSON how many, and how the trials ended.
 """
 
 import json
@@ -55,17 +56,24 @@ def busy_nodes() -> list[str]:
     return [actor.node_id for actor in alive if "RayTrainWorker" in actor.class_name]
 
 
-def lose_nodes(cluster: Cluster, losses: int, over: threading.Event, draw: random.Random) -> dict[str, int]:
+def steps_logged(trials: Path) -> int:
+    return sum(len(path.read_text().splitlines()) for path in trials.glob("*/metrics.jsonl"))
+
+
+def lose_nodes(
+    cluster: Cluster, losses: int, trials: Path, over: threading.Event, draw: random.Random
+) -> dict[str, int]:
     """Lose a node on which a group works, again and again, until there were enough or the sweep is over."""
-    lost = 0
+    lost, due = 0, 0
     while lost < losses and not over.wait(draw.uniform(1, 5)):
         on = busy_nodes()
         found = [node for node in cluster.worker_nodes if node.node_id in on]
-        if not found:
+        if not found or steps_logged(trials) < due:
             continue
         cluster.remove_node(draw.choice(found), allow_graceful=False)
         cluster.add_node(num_cpus=1)
         lost += 1
+        due = steps_logged(trials) + draw.choice((0, 1, INTERVAL, 5 * INTERVAL))
     return {"lost": lost}
 
 
@@ -75,17 +83,18 @@ def main(folder: Path, backbone: str, train: str, losses: int) -> None:
         cluster.add_node(num_cpus=1)
     ray.init(address=cluster.address, log_to_driver=False)
     over = threading.Event()
+    config = config_of(folder, backbone, train, losses)
     results: list[StudyResult] = []
 
     def run() -> None:
         try:
-            results.extend(sweep(config_of(folder, backbone, train, losses), Progress(Console(file=sys.stderr))))
+            results.extend(sweep(config, Progress(Console(file=sys.stderr))))
         finally:
             over.set()
 
     sweeping = threading.Thread(target=run)
     sweeping.start()  # Cluster wants the main thread
-    told = lose_nodes(cluster, losses, over, random.Random(0))
+    told = lose_nodes(cluster, losses, config.folder / "tiny" / "trials", over, random.Random(0))
     sweeping.join()
     print(json.dumps(told | {"trials": {row.trial_id: row.status for row in results[0].trials}}))
     ray.shutdown()

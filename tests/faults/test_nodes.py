@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from raysft.config import Job, TrialConfig
-from raysft.inprocess import bench_here
 from tests.faults.nodes import config_of
+from tests.training.workers import run_group
+from tests.training.workers import train as train_alone
 
 HERE = Path(__file__).parent
 
@@ -51,15 +51,14 @@ def test_trials_of_a_lost_node_go_on_elsewhere(
     assert experiment is not None
     runs = client.search_runs([experiment.experiment_id])
     assert [run.info.status for run in runs] == ["FINISHED"] * 6
-    bench = bench_here(config.for_backbone("tiny"))
+    study = config.for_backbone("tiny").model_dump_json()
     for run in runs:
         if (trial_id := run.data.tags.get("raysft.trial_id")) is None:
             continue
         points = client.get_metric_history(run.info.run_id, "train/loss")
         assert [point.step for point in points] == list(range(1, 150 * losses + 1))
         recorded = config.folder / "tiny" / "trials" / trial_id / "trial.json"
-        trial = TrialConfig.model_validate_json(recorded.read_text())
-        bench.run(Job(trial_id, trial, tmp_path / "plain" / trial_id))
-        alone = (tmp_path / "plain" / trial_id / "metrics.jsonl").read_text().splitlines()
-        expected = [json.loads(line)["train/loss"] for line in alone]
-        assert [point.value for point in points] == pytest.approx(expected, rel=1e-3)
+        alone = tmp_path / "alone" / trial_id
+        run_group(1, tmp_path / f"meet-{trial_id}", train_alone, study, recorded.read_text(), alone)
+        undisturbed = [json.loads(line)["train/loss"] for line in (alone / "metrics.jsonl").read_text().splitlines()]
+        assert [point.value for point in points] == undisturbed
