@@ -279,7 +279,7 @@ def at_most(more: int) -> Iterator[None]:
 
 @pytest.mark.faults
 def test_a_trial_out_of_memory_goes_on_with_half_of_a_micro_batch(make_config: Make, tmp_path: Path) -> None:
-    """Between a limit at which it fails and one that it does not notice, there is one at which it is retried."""
+    """Below a limit that it does not notice, and above those at which it fails, there is one at which it is retried."""
     config = make_config()
     training = {"steps": 2, "global_batch_size": 1024, "checkpoint_every": 1}
     repeated = tmp_path / "many.jsonl"
@@ -306,7 +306,7 @@ def test_a_trial_out_of_memory_goes_on_with_half_of_a_micro_batch(make_config: M
         return "retried" if retried else "undisturbed"
 
     low, high = 0.0, 256.0
-    assert (outcome(low), outcome(high)) == ("failed", "undisturbed")
+    assert outcome(high) == "undisturbed"
     while (found := outcome(middle := (low + high) / 2)) != "retried":
         low, high = (middle, high) if found == "failed" else (low, middle)
         assert high - low > 0.1, "there is no limit at which the trial goes on with half as much"

@@ -87,7 +87,7 @@ def test_sweep_from_file_to_answer(ray_cluster: None, make_config: Make) -> None
     path = config.backbones[0].path
     second = {"name": "second", "path": path, "overrides": {"training": {"steps": 4}}}
     tracking = {"register_as": "mine", "tags": {"domain": "sums"}}
-    config = make_config(backbones=[{"name": "first", "path": path}, second], tracking=tracking)
+    config = make_config(backbones=[{"name": "first", "path": path}, second], tracking=tracking, workers=ONE_AT_ONCE)
 
     def given(study: SweepConfig) -> list[TrialConfig]:
         exploding = TrialConfig(objective=Power(exponent=0.3), learning_rate=1e30, seed=0, role="train")
@@ -215,7 +215,9 @@ def test_a_search_is_confirmed_on_problems_that_it_never_saw(ray_cluster: None, 
     generation = make_config().evaluation.generation
     assert generation is not None
     config = make_config(
-        evaluation={"generation": generation.model_copy(update={"problems": 12}).model_dump()}, confirm={"seeds": 1}
+        evaluation={"generation": generation.model_copy(update={"problems": 12}).model_dump()},
+        confirm={"seeds": 1},
+        workers=ONE_AT_ONCE,
     )
     (result,) = sweep(config, quiet())
     searched = [row for row in result.trials if row.trial.role != "confirm"]
@@ -504,7 +506,7 @@ def test_interrupted_halving_goes_on_by_the_ledger(command_line: Run, make_confi
 
 @pytest.mark.slow
 def test_fresh_group_for_each_trial(ray_cluster: None, make_config: Make) -> None:
-    config = make_config(workers={"count": 1, "reuse": False}, search={"trials": 0})
+    config = make_config(workers={"count": 1, "reuse": False, "max_concurrent": 1}, search={"trials": 0})
     trials = [TrialConfig(objective=Power(exponent=a), learning_rate=3e-3, seed=0, role="train") for a in (0.0, 1.0)]
     (result,) = sweep(config, quiet(), given=lambda study: trials)
     assert [t.status for t in result.trials] == ["FINISHED"] * 2
