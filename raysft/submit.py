@@ -18,6 +18,8 @@ from raysft.exposure import ALLOW, check_ray, has_ray_token
 from raysft.sweepfile import absolute_paths, load
 
 STOP_SECONDS = 120  # between SIGINT, on which a sweep saves its state, and SIGKILL
+# Loggers that name each .gitignore and each package that is sent.
+RAY_SAYS = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 NOT_SENT = ["runs", ".venv", ".git", "*.safetensors", "__pycache__", ".env", ".netrc"]
 
 
@@ -75,7 +77,8 @@ def submit_sweep(
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.ERROR)  # it names each .gitignore, and each package that it sends
+    for name in RAY_SAYS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     request = job_request(file, sets, resume, overlays)
     try:
         client = JobSubmissionClient(address)

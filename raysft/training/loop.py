@@ -270,7 +270,8 @@ class Loop:
         except UnpicklingError as error:
             if self.ranks.world > 1:  # the others wait for this rank: the group has to break
                 raise
-            reason = (str(error).splitlines() or [""])[0]
+            lines = str(error).splitlines() or [""]  # torch first tells at length how to load it all the same
+            reason = next((line.strip() for line in lines if "Unpickler error" in line), lines[0]).split(" Please")[0]
             raise TrialFailed(
                 f"{found.folder} holds something else than a checkpoint and was not loaded: {reason}"
             ) from None

@@ -1,5 +1,6 @@
 """DeepSpeed ZeRO behind the engine contract. Runs on gloo and CPU where there is no GPU."""
 
+import copyreg
 import gc
 import inspect
 import os
@@ -42,6 +43,8 @@ TAG = "zero"  # of its checkpoints: the folder that they lie in
 RELEASE_CACHE = inspect.getclosurevars(_release).nonlocals["func"]
 
 IN_CHECKPOINTS = (LossScaler, ZeroStageEnum, fragment_address)  # of DeepSpeed's own classes
+# Python 3.11.0 to 3.11.3 would write a stage as a call of getattr, which no file that is loaded may ask for.
+copyreg.pickle(ZeroStageEnum, lambda stage: (ZeroStageEnum, (stage.value,)))
 
 
 def deepspeed_config(config: SweepConfig) -> dict[str, Any]:

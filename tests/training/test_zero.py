@@ -21,7 +21,9 @@ from raysft.objectives import Power, build
 from raysft.quiet import libraries_quiet
 from raysft.ranks import Ranks
 from raysft.store import Store
+from raysft.training.engine import load_weights
 from raysft.training.model import SFTModel
+from raysft.training.zero import IN_CHECKPOINTS, ZeroStageEnum
 from raysft.trial import Bench
 from tests.training.workers import end_group, run_group, start_group, train
 
@@ -72,6 +74,13 @@ def variants() -> dict[str, dict[str, Any]]:
         "zero3-lora": {"zero": {"stage": 3}, "training": lora},
         "zero3-checkpointing": {"zero": {"stage": 3}, "training": {"gradient_checkpointing": True}},
     }
+
+
+def test_a_stage_is_written_as_every_python_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its value, also where Python pickles members of enumerations by getattr (3.11.0 to 3.11.3)."""
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda stage, _: (getattr, (ZeroStageEnum, stage.name)))
+    torch.save({"zero_stage": ZeroStageEnum(2)}, tmp_path / "state.pt")
+    assert load_weights(tmp_path / "state.pt", classes=IN_CHECKPOINTS) == {"zero_stage": ZeroStageEnum(2)}
 
 
 OBJECTIVE = Power(exponent=0.5, threshold=0.02)
