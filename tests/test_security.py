@@ -284,7 +284,7 @@ def test_no_checkpoint_runs_a_program(
     (saved,) = (tmp_path / "trial" / "checkpoints").glob("step-*")
     (saved / "plain.pt").write_bytes(written(canary))
     with_fitting_manifest(saved)
-    with pytest.raises(TrialFailed, match="holds something else than a checkpoint and was not loaded: .*Unpickler error"):
+    with pytest.raises(TrialFailed, match=r"else than a checkpoint and was not loaded: .*Unpickler error"):
         bench.run(job)
     assert not canary.sang
     shutil.rmtree(saved)
