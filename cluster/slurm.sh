@@ -23,14 +23,18 @@
 set -euo pipefail
 
 sweep=0        # process of the sweep, once it runs
+stopping=0     # whether it was told to save and end
 out_of_time=0  # whether Slurm's warning came
+stays=0        # whether somebody wants it stopped for good
 restarts=$(printenv SLURM_RESTART_COUNT || echo 0)
 
-# A script's background jobs ignore SIGINT; raysft takes SIGTERM for the same.
+# A script's background jobs ignore SIGINT; raysft takes SIGTERM for the same, and a second one cuts the saving short.
 # shellcheck disable=SC2329 # the traps call it
 stop() {
-    if [[ $1 == INT ]]; then out_of_time=1; fi
-    if ((sweep)); then kill -TERM "$sweep" 2> /dev/null || true; else exit 1; fi
+    if [[ $1 == INT ]]; then out_of_time=1; else stays=1; fi
+    if ((!sweep)); then exit 1; fi
+    if ((!stopping)); then kill -TERM "$sweep" 2> /dev/null || true; fi
+    stopping=1
 }
 trap 'stop INT' INT
 trap 'stop TERM' TERM
@@ -80,7 +84,7 @@ raysft sweep "$@" --resume --set workers.max_concurrent=${GROUPS_AT_ONCE} --set 
 sweep=$!
 code=0
 exit_code_of "$sweep" || code=$?
-if ((out_of_time && code && restarts < ${SLURM_RESTARTS})); then
+if ((out_of_time && !stays && code && restarts < ${SLURM_RESTARTS})); then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

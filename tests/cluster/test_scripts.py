@@ -54,12 +54,12 @@ def test_hadolint_would_say_so(tmp_path: Path) -> None:
 
 
 def handling(child: str) -> str:
-    """The script's own traps and its waiting, around another child than a sweep."""
+    """The script's own traps, its waiting and its end, around another child than a sweep; without Slurm's scontrol."""
     text = filled("slurm.sh")
     head = text[text.index("sweep=0") : text.index("# shellcheck source=/dev/null")]
-    return f'set -euo pipefail\n{head}\n{child} &\nsweep=$!\ncode=0\nexit_code_of "$sweep" || code=$?\n' + (
-        'echo "code $code out_of_time $out_of_time"'
-    )
+    tail = text[text.index("sweep=$!") :]
+    slurm = 'SLURM_JOB_ID=7\nscontrol() { echo "$@"; }'
+    return f"set -euo pipefail\n{slurm}\n{head}\n{child} &\n{tail}"
 
 
 SAVES = """python3 -c '
@@ -73,21 +73,30 @@ print("ready", flush=True)
 time.sleep(60)'"""
 
 
-@pytest.mark.parametrize(("number", "out_of_time"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
-def test_the_sweep_saves_before_the_job_ends(number: int, out_of_time: int) -> None:
+WARNED, STOPPED = signal.SIGINT, signal.SIGTERM
+
+
+@pytest.mark.parametrize(
+    ("numbers", "end"),
+    [([WARNED], "requeue 7\n"), ([STOPPED], ""), ([STOPPED, WARNED], ""), ([WARNED, STOPPED], "")],
+)
+def test_the_sweep_saves_once_before_the_job_ends(numbers: list[signal.Signals], end: str) -> None:
+    """It is queued again if Slurm's warning was all that came."""
     process = subprocess.Popen(["bash", "-c", handling(SAVES)], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)  # until the script waits
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(0.1)  # the sweep needs longer
     rest, _ = process.communicate(timeout=30)
-    assert rest == f"saved\ncode 1 out_of_time {out_of_time}\n"
+    assert (process.returncode, rest) == (1, f"saved\n{end}")
 
 
 def test_the_code_of_a_sweep_that_ends_by_itself() -> None:
     for code in (0, 2):
         done = subprocess.run(["bash", "-c", handling(f"(exit {code})")], capture_output=True, text=True)
-        assert done.stdout == f"code {code} out_of_time 0\n"
+        assert (done.returncode, done.stdout) == (code, "")
 
 
 def test_a_warning_before_the_sweep_began_ends_the_job() -> None:
